@@ -6,8 +6,8 @@ A loss is one number per element; training needs one number per step. Everything
 
 # %% auto #0
 __all__ = ['Reduction', 'ratio', 'LossParts', 'keep', 'weigh', 'check_option', 'check_range', 'check_elementwise', 'checks',
-           'peek', 'reduce_loss', 'check_reduction', 'full_precision', 'check_floating', 'implements', 'backend',
-           'implementation', 'Loss']
+           'readable', 'peek', 'reduce_loss', 'check_reduction', 'full_precision', 'check_floating', 'implements',
+           'backend', 'implementation', 'Loss']
 
 # %% ../nbs/foundations/00_core.ipynb #779e33d9
 import inspect
@@ -144,11 +144,17 @@ class checks(_Setting):
     ): super().__init__(on)
 
 # %% ../nbs/foundations/00_core.ipynb #b8fa9152
+def readable(
+    t:Tensor, # anything
+)->bool: # True on a CPU, outside of `torch.compile`, and everywhere under `checks`
+    "Is reading the values of `t` possible without waiting for a device?"
+    return not torch.compiler.is_compiling() and (t.device.type == 'cpu' or checks.value)
+
 def peek(
     value:Tensor, # anything
 )->object: # number or list, or None
     "The Python value of `value`, or None where reading it would wait for a device or is impossible"
-    if torch.compiler.is_compiling() or not (value.device.type == 'cpu' or checks.value): return None
+    if not readable(value): return None
     try: return value.tolist()
     except RuntimeError: return None  # inside vmap, or a tensor without data
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .core import check_floating, check_elementwise, keep, peek
+from .core import check_floating, check_elementwise, keep, peek, readable
 
 # %% ../nbs/foundations/05_labels.ipynb #a6ced11d
 def class_axis(
@@ -92,9 +92,10 @@ def _read_indices(target, n, ignored, mask):
 def _span(target):
     "Smallest and largest number in `target`, or None where they cannot be read"
     if not target.numel(): return 0, 0
-    if peek(target.new_zeros(())) is None: return None
-    low, high = (peek(o) for o in target.aminmax())
-    return None if low is None else (low, high)
+    if not readable(target): return None
+    low, high = target.aminmax()
+    low = peek(low)
+    return None if low is None else (low, peek(high))
 
 # %% ../nbs/foundations/05_labels.ipynb #fd9a1f29
 def _range_sentence(target, broken, n):
