@@ -14,23 +14,23 @@ __all__ = ['palette', 'fade', 'to_svg', 'set_style', 'panels', 'label_lines', 'l
            'plot_bars', 'plot_matrix']
 
 # %% ../nbs/foundations/01_viz.ipynb #0b4d201c
-import hashlib, html, io, re, sys
+import hashlib, html, io, math, re, sys
 from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 from .core import check_floating, check_option
 
 # %% ../nbs/foundations/01_viz.ipynb #13ee2835
-palette = dict(
-    loss       = '#0072B2', # blue: a loss, or anything in its units
-    gradient   = '#D55E00', # vermilion: its derivative
-    target     = '#009E73', # green: what is true
-    peer       = '#CC79A7', # purple: another way to the same end: PyTorch's function, a rival loss
-    prediction = '#56B4E9', # sky: what a model says
-    wrong      = '#E69F00', # orange: what is false, broken or naive
-    highlight  = '#F0E442', # yellow: the region that the text talks about
-    baseline   = '#7D7D7D', # grey: a reference value, and all text and axes
-)
+palette = {
+    'loss':       '#0072B2', # blue: a loss, or anything in its units
+    'gradient':   '#D55E00', # vermilion: its derivative
+    'target':     '#009E73', # green: what is true
+    'peer':       '#CC79A7', # purple: another way to the same end: PyTorch's function, a rival loss
+    'prediction': '#56B4E9', # sky: what a model says
+    'wrong':      '#E69F00', # orange: what is false, broken or naive
+    'highlight':  '#F0E442', # yellow: the region that the text talks about
+    'baseline':   '#7D7D7D', # grey: a reference value, and all text and axes
+}
 
 # %% ../nbs/foundations/01_viz.ipynb #22a463c5
 def _tint(color, strength):
@@ -132,7 +132,7 @@ def _line_ends(ax):
     lo, hi = sorted(ax.get_ylim())
     to_axes = ax.transData + ax.transAxes.inverted()
     for line in ax.get_lines():
-        ys = [y for y in line.get_ydata() if abs(y) < float('inf')]
+        ys = [y for y in line.get_ydata() if math.isfinite(y)]
         if ys and not line.get_label().startswith('_'):
             yield to_axes.transform((ax.get_xlim()[1], min(max(ys[-1], lo), hi)))[1], line
 
@@ -225,6 +225,12 @@ def _names(arg, names, n):
     if len(names)!=n: raise ValueError(f'{arg} has {len(names)} names; there are {n} values to name')
     return [str(o) for o in names]
 
+def _number(v, fmt):
+    "`v` as text, with a real minus sign and none before a zero"
+    text = format(v, fmt)
+    if math.isfinite(v) and not re.search('[1-9]', text): text = text.replace('-', '')
+    return text.replace('-', '−').replace('inf', '∞')
+
 # %% ../nbs/foundations/01_viz.ipynb #9adecdc8
 def plot_bars(
     values:Tensor, # (C,) a number for each class
@@ -243,7 +249,7 @@ def plot_bars(
     ax = panels() if ax is None else ax
     bars = ax.bar(range(len(values)), values, color=palette.get(color, color), width=0.7, tick_label=names)
     if target is not None: bars[int(target)].set_color(palette['target'])
-    ax.bar_label(bars, [format(v, fmt).replace('-', '−') for v in values], padding=2, fontsize=9)
+    ax.bar_label(bars, [_number(v, fmt) for v in values], padding=2, fontsize=9)
     ax.set(ylabel=ylabel); ax.grid(False, axis='x'); ax.margins(y=0.14)
     return ax
 
@@ -260,10 +266,9 @@ def _draw_tiles(ax, values, fmt):
     above, below = palette['wrong' if (finite<0).any() else 'prediction'], palette['target']
     for i,row in enumerate(values.tolist()):
         for j,v in enumerate(row):
-            ok = abs(v) < float('inf')
+            ok = math.isfinite(v)
             if ok: _tile(ax, i, j, facecolor=_tint(below if v<0 else above, abs(v)/scale))
-            text = format(v, fmt).replace('-', '−').replace('inf', '∞')
-            ax.text(j, i, text, ha='center', va='center', fontsize=9, color='#222222' if ok else _ink)
+            ax.text(j, i, _number(v, fmt), ha='center', va='center', fontsize=9, color='#222222' if ok else _ink)
 
 # %% ../nbs/foundations/01_viz.ipynb #20258347
 def plot_matrix(
