@@ -1,3 +1,15 @@
+"""Loss functions for PyTorch, each derived in the notebook that implements it
+
+Every loss here is derived once, in a notebook. That notebook *is* the source of the PyTorch function you import, of its `nn.Module`, of the tests that run on it, and of the page that teaches it. Nothing is copied, so the formula you read is the formula you run.
+
+Use it as a library, because the names and the numbers are PyTorch's and the edges are taken care of. Read it as a book, because every equation has a cell beside it that checks the equation.
+
+Modules:
+
+- `losslab.categorical`: Why the loss of a classifier is the logarithm of one number
+- `losslab.logits`: A classifier speaks in log-odds; probabilities are a change of units
+- `losslab.viz`: A colour that always means the same thing is a sentence you need not read"""
+
 __version__ = "0.0.1"
 
 from losslab import viz
