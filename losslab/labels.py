@@ -47,14 +47,14 @@ def is_dense(
     if not isinstance(target, Tensor): raise TypeError(f"target is a {type(target).__name__}; it must be a tensor: torch.as_tensor(target)")
     if target.is_complex(): raise TypeError(f"target has dtype {target.dtype}; labels are real numbers")
     if target.shape == logits.shape: return True
-    expected = tuple(element_shape(logits, axis))
+    expected = element_shape(logits, axis)
+    if target.shape == expected and not (target.is_floating_point() or target.dtype == torch.bool): return False
+    expected = tuple(expected)
     if target.shape != expected:
         raise ValueError(f"target has shape {tuple(target.shape)}, but logits of shape {tuple(logits.shape)} with classes on axis {axis} need "
                          f"{expected} for class indices or {tuple(logits.shape)} for one-hot rows or shares{_shape_fix(target, logits, axis)}")
-    if target.is_floating_point() or target.dtype == torch.bool:
-        raise TypeError(f"target has dtype {target.dtype} and shape {expected}, but class indices must be integers: use target.long(), "
-                        f"or give one share per class, shape {tuple(logits.shape)}")
-    return False
+    raise TypeError(f"target has dtype {target.dtype} and shape {expected}, but class indices must be integers: use target.long(), "
+                    f"or give one share per class, shape {tuple(logits.shape)}")
 
 # %% ../nbs/foundations/05_labels.ipynb #2db87348
 def _shape_fix(target, logits, axis):
@@ -94,8 +94,8 @@ def _span(target):
     if not target.numel(): return 0, 0
     if not readable(target): return None
     low, high = target.aminmax()
-    low = peek(low)
-    return None if low is None else (low, peek(high))
+    try: return low.item(), high.item()
+    except RuntimeError: return None  # inside vmap
 
 # %% ../nbs/foundations/05_labels.ipynb #fd9a1f29
 def _range_sentence(target, broken, n):
@@ -156,8 +156,9 @@ def read_labels(
     mask:Tensor|None=None, # (N, ...) bool, True where an element counts
 )->Labels: # index or shares, with the mask of all that counts
     "Read `target` for a loss over classes, or say what is wrong with it"
-    check_elementwise('mask', mask, element_shape(logits, axis), is_mask=True)
-    if mask is not None and peek(mask.all()): mask = None
+    if mask is not None:
+        check_elementwise('mask', mask, element_shape(logits, axis), is_mask=True)
+        if peek(mask.all()): mask = None
     ignored = ignored_labels(ignore_index)
     if is_dense(target, logits, axis): return Labels(None, *_read_shares(target, _share_dtype(logits), axis, ignored, mask))
     index, mask, broken = _read_indices(target, logits.shape[axis], ignored, mask)
