@@ -8,10 +8,13 @@ Modules:
 
 - `losslab.categorical`: Why the loss of a classifier is the logarithm of one number
 - `losslab.logits`: A classifier speaks in log-odds; probabilities are a change of units
+- `losslab.targets`: The spelling of a label never changes its loss, only what the mean divides by
 - `losslab.viz`: A colour that always means the same thing is a sentence you need not read"""
 
 __version__ = "0.0.1"
 
 from losslab import viz
 from losslab.core import Loss, LossParts, Reduction, backend, checks, implementation, implements, reduce_loss
+from losslab.logits import log_sigmoid, log_softmax, logit, logsigmoid, logsumexp, sigmoid, softmax
 from losslab.categorical import CrossEntropyLoss, NLLLoss, cross_entropy, nll_loss
+from losslab.targets import class_index, one_hot

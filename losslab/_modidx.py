@@ -59,6 +59,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'losslab.core._Setting.__init__': ('foundations/core.html#_setting.__init__', 'losslab/core.py'),
                               'losslab.core._always': ('foundations/core.html#_always', 'losslab/core.py'),
                               'losslab.core._changed': ('foundations/core.html#_changed', 'losslab/core.py'),
+                              'losslab.core._constructor': ('foundations/core.html#_constructor', 'losslab/core.py'),
                               'losslab.core._count': ('foundations/core.html#_count', 'losslab/core.py'),
                               'losslab.core._is_zero': ('foundations/core.html#_is_zero', 'losslab/core.py'),
                               'losslab.core._known': ('foundations/core.html#_known', 'losslab/core.py'),

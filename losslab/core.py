@@ -275,7 +275,7 @@ class Loss(nn.Module):
         cls.fn, cls.__doc__ = staticmethod(fn), cls.__doc__ or fn.__doc__
         params = [o for o in inspect.signature(fn).parameters.values() if o.kind is o.KEYWORD_ONLY]
         cls.options = {o.name: o.default for o in params}
-        cls.__signature__ = inspect.Signature(params)
+        cls.__init__ = _constructor(fn, params)
 
     def __init__(self, *args, **options):
         super().__init__()
@@ -306,6 +306,13 @@ def _known(self, args, options):
     if unknown := [o for o in options if o not in self.options]:
         raise TypeError(f"{name} has no option {unknown[0]!r}; its options are {', '.join(self.options)}")
     return options
+
+def _constructor(fn, params):
+    "A constructor with the signature of `fn`, and with its comments for the documentation"
+    def __init__(self, *args, **options): Loss.__init__(self, *args, **options)
+    __init__.__signature__ = inspect.Signature([inspect.Parameter('self', inspect.Parameter.POSITIONAL_OR_KEYWORD), *params])
+    __init__.__delwrap__ = fn
+    return __init__
 
 def _changed(self):
     "The options that differ from their defaults, as text"
