@@ -16,6 +16,8 @@ from nbdev.serve import proc_nbs
 ROOT = Path(__file__).parent.parent
 PROC, STAGE, DIGEST = ROOT/'_proc', ROOT/'.run'/'stage', ROOT/'.run'/'processed'
 LINK = re.compile(r'(?<=\]\()[^()\s]+')
+SYMBOL_LINK = r'\[`([^`]+)`\]\([^()\s]*\)'
+LINK_TEXT = re.compile(rf'\[((?:[^\[\]]|{SYMBOL_LINK})*)\](?=\()')
 OUTSIDE = re.compile(r'[a-z][a-z0-9+.-]*:|//', re.I)
 DIRECTIVES = re.compile(r'(?:#\| *\w.*(?:\n|$))+')
 HEADING = re.compile(r'^#{1,6} +([^{}\n]+)$', re.M)
@@ -154,6 +156,11 @@ def without_directives(text):
     return text[m.end():] if m else text
 
 
+def unnest(text):
+    "The Markdown `text` without the links to symbols that nbdev put inside the text of another link"
+    return LINK_TEXT.sub(lambda m: f'[{re.sub(SYMBOL_LINK, lambda s: f"`{s[1]}`", m[1])}]', text)
+
+
 def yield_anchors(text, names):
     "The Markdown `text`, a heading that is spelt like one of the symbols `names` leaving the anchor to the symbol"
     def new(m):
@@ -162,11 +169,16 @@ def yield_anchors(text, names):
     return HEADING.sub(new, text)
 
 
+def prose(text, table, names):
+    "The `text` of a Markdown cell, mended"
+    return yield_anchors(relink(unnest(without_directives(text)), table), names)
+
+
 def mend_text(nb, table):
     "Take nbdev's directives out of the prose of `nb`, and mend the anchors and links of prose and output"
     names = {m['name'].lower() for _, m in show_docs(nb)}
     for cell in nb['cells']:
-        if cell['cell_type'] == 'markdown': cell['source'] = yield_anchors(relink(without_directives(source(cell)), table), names)
+        if cell['cell_type'] == 'markdown': cell['source'] = prose(source(cell), table, names)
         for out in cell.get('outputs', []):
             data = out.get('data', {})
             if 'text/markdown' in data: data['text/markdown'] = relink(''.join(data['text/markdown']), table)

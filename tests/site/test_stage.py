@@ -22,6 +22,11 @@ def test_links_are_mended():
     assert {k: stage.relink(k, table) for k in mend} == mend
 
 
+def test_a_link_keeps_no_link_inside():
+    assert stage.unnest('[[`a`](/x.html#a)](y.ipynb), [see [`a`](/x.html#a) *here*](y.ipynb)') == '[`a`](y.ipynb), [see `a` *here*](y.ipynb)'
+    for same in ('[`a`](/x.html#a)', '[a](b) and [`c`](d)', '`x[0]`', '[[1, 2], [3]]'): assert stage.unnest(same) == same
+
+
 def test_a_heading_leaves_the_anchor_to_the_symbol_of_its_name():
     assert stage.yield_anchors('## Softmax\n\nText\n\n## The softmax', {'softmax'}) == '## Softmax {#softmax-section}\n\nText\n\n## The softmax'
 
