@@ -31,7 +31,8 @@ def ratios(
     "Round by round, how much longer each candidate takes than the first one"
     base, *others = times
     rounds = {o: [t/b for t,b in zip(times[o], times[base])] for o in others}
-    return {o: Ratio(*statistics.quantiles(r, n=4, method='inclusive')) for o,r in rounds.items()}
+    return {o: Ratio(*statistics.quantiles(r, n=4, method='inclusive')) for o,
+            r in rounds.items()}
 
 # %% ../nbs/scale/74_bench.ipynb #0fa65a8a
 def time_in_turns(
@@ -41,9 +42,11 @@ def time_in_turns(
 )->dict: # name to one time per round, in seconds
     "Time all `candidates` in one process, in turns"
     from torch.utils.benchmark import Timer
-    timers = {name: Timer('fn()', globals={'fn': fn}, num_threads=torch.get_num_threads()) for name,fn in candidates.items()}
+    timers = {name: Timer('fn()', globals={'fn': fn},
+                          num_threads=torch.get_num_threads()) for name,fn in candidates.items()}
     times = {name: [] for name in candidates}
-    number = max(1, int(seconds / min(t.timeit(1).mean for t in timers.values() for _ in range(2))))
+    number = max(1,
+                 int(seconds / min(t.timeit(1).mean for t in timers.values() for _ in range(2))))
     for i in range(rounds+1):
         for name,t in timers.items(): times[name].append(t.timeit(number).mean)
     return {name: t[1:] for name,t in times.items()}
@@ -75,7 +78,8 @@ def compare(
     "Time `cross_entropy` against PyTorch's on random logits"
     logits = torch.randn(shape, device=device, requires_grad=True)
     target = torch.randint(0, shape[1], shape[:1] + shape[2:], device=device)
-    steps = {name: training_step(fn, logits, target, backward) for name,fn in (('torch', F.cross_entropy), ('losslab', cross_entropy))}
+    steps = {name: training_step(fn, logits, target, backward) for name,
+             fn in (('torch', F.cross_entropy), ('losslab', cross_entropy))}
     return ratios(time_in_turns(steps, **kwargs))['losslab']
 
 # %% ../nbs/scale/74_bench.ipynb #42b5e7d4

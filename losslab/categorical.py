@@ -22,7 +22,8 @@ from numbers import Number
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import (Loss, LossParts, Reduction, check_range, check_elementwise, full_precision, implementation,
+from .core import (Loss, LossParts, Reduction, check_range, check_elementwise,
+                          full_precision, implementation,
                           implements, keep, peek, reduce_loss, weigh)
 from .logits import tempered
 from .labels import Labels, class_axis, element_shape, read_labels
@@ -34,7 +35,8 @@ def nll_of_index(
     axis:int, # axis of the classes
 )->Tensor: # (N, ...)
     "Minus the entry of `log_probs` at `index` along `axis`"
-    if axis > 1 and axis == log_probs.ndim-1: return nll_of_index(log_probs.flatten(0, -2), index.flatten(), 1).view_as(index)
+    if axis > 1 and axis == log_probs.ndim-1:
+        return nll_of_index(log_probs.flatten(0, -2), index.flatten(), 1).view_as(index)
     if log_probs.ndim > 1 and axis != 1: log_probs = log_probs.movedim(axis, 1)
     return F.nll_loss(log_probs, index, ignore_index=-1, reduction='none')
 
@@ -44,7 +46,7 @@ def class_nll(
     labels:Labels, # from `read_labels`
     axis:int, # axis of the classes
     weight:Tensor|None=None, # (C,) weight of each class
-    label_smoothing:float=0., # share of every label that is spread over all classes
+    label_smoothing:float=0., # share of each label to spread over the possible classes
 )->Tensor: # (N, ...)
     "Negative log-likelihood of each element of `labels`"
     if labels.index is not None:
@@ -73,20 +75,22 @@ def cross_entropy_values(
     labels:Labels, # from `read_labels`
     axis:int, # axis of the classes
     weight:Tensor|None=None, # (C,) weight of each class
-    label_smoothing:float=0., # share of every label that is spread over all classes
+    label_smoothing:float=0., # share of each label to spread over the possible classes
 )->Tensor: # (N, ...)
     "Cross entropy of each element, by the formula"
     return class_nll(logits.log_softmax(axis), labels, axis, weight, label_smoothing)
 
 # %% ../nbs/classification/10_categorical.ipynb #70c007e0
 def _read(scores, target, axis, weight, sample_weight, mask, ignore_index, label_smoothing):
-    "Checked arguments: scores without what does not count, labels, and weights in the dtype of the scores"
+    "Checked arguments: scores without what does not count, labels, and weights in their dtype"
     check_range('label_smoothing', label_smoothing, 0, 1)
-    if sample_weight is not None: check_elementwise('sample_weight', sample_weight, element_shape(scores, axis))
+    if sample_weight is not None:
+        check_elementwise('sample_weight', sample_weight, element_shape(scores, axis))
     scores = full_precision(scores)
     labels = read_labels(target, scores, axis, ignore_index, mask)
     counts = labels.mask if sample_weight is None else keep(sample_weight, labels.mask) != 0
-    if counts is not None and not peek(counts.all()): scores = keep(scores, counts.unsqueeze(axis))
+    if counts is not None and not peek(counts.all()):
+        scores = keep(scores, counts.unsqueeze(axis))
     if sample_weight is not None: sample_weight = sample_weight.to(scores.dtype)
     return scores, labels, _class_weight(weight, scores, axis), sample_weight
 
@@ -94,19 +98,26 @@ def _class_weight(weight, scores, axis):
     "`weight` in the dtype of `scores`, checked"
     if weight is None: return None
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        raise TypeError(f"weight is {getattr(weight, 'dtype', type(weight).__name__)}; it must be a floating-point tensor: torch.as_tensor(weight).float()")
-    if weight.shape != (n := scores.shape[axis],):
-        raise ValueError(f"weight has shape {tuple(weight.shape)}, but there are {n} classes on axis {axis}; give one weight per class, "
-                         "and sample_weight for one per element")
+        kind = getattr(weight, 'dtype', type(weight).__name__)
+        raise TypeError(f"weight is {kind}; it must be a floating-point tensor, for example "
+                        "torch.as_tensor(weight).float()")
+    n = scores.shape[axis]
+    if weight.shape != (n,):
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, but there are {n} classes on axis "
+                         f"{axis}; give one weight per class, and sample_weight for one per element")
     return weight.to(scores.dtype)
 
 # %% ../nbs/classification/10_categorical.ipynb #7881a228
 def _finish(loss, labels, axis, weight, sample_weight, reduction, normalizer):
     "Mark what could not be a label, and reduce"
     if labels.broken is not None: loss = loss.masked_fill(labels.broken, torch.nan)
-    if labels.index is not None: carried = None if weight is None else weight[labels.index]
-    else: carried = _by_class(weight, labels.shares, axis).sum(axis) if reduction == 'weighted_mean' else None
-    return reduce_loss(loss, reduction, carried_weight=carried, sample_weight=sample_weight, mask=labels.mask, normalizer=normalizer)
+    return reduce_loss(loss, reduction, carried_weight=_carried(labels, axis, weight, reduction),
+                       sample_weight=sample_weight, mask=labels.mask, normalizer=normalizer)
+
+def _carried(labels, axis, weight, reduction):
+    "The class weight in each value, as far as the mean counts it"
+    if labels.index is not None: return None if weight is None else weight[labels.index]
+    if reduction == 'weighted_mean': return _by_class(weight, labels.shares, axis).sum(axis)
 
 # %% ../nbs/classification/10_categorical.ipynb #17004277
 def cross_entropy(
@@ -117,7 +128,7 @@ def cross_entropy(
     sample_weight:Tensor|None=None, # (N, ...) weight of each element
     mask:Tensor|None=None, # (N, ...) bool, True where an element counts
     ignore_index:int|Iterable[int]|None=-100, # labels that do not count, one or several
-    label_smoothing:float=0., # share of every label that is spread over all possible classes
+    label_smoothing:float=0., # share of each label to spread over the possible classes
     softcap:float|None=None, # squash logits into (-softcap, softcap)
     temperature:float|Tensor=1., # divide logits by this, after capping
     z_loss:float=0., # add this times the squared logsumexp
@@ -127,7 +138,8 @@ def cross_entropy(
 )->Tensor|LossParts: # scalar; (N, ...) for `'none'`; a pair for `'parts'`
     "Negative log-likelihood of `target` under `softmax(logits)`"
     axis = class_axis(logits, dim)
-    z, labels, weight, sample_weight = _read(logits, target, axis, weight, sample_weight, mask, ignore_index, label_smoothing)
+    z, labels, weight, sample_weight = _read(logits, target, axis, weight, sample_weight,
+                                             mask, ignore_index, label_smoothing)
     if softcap is not None: z = softcapped(z, softcap)
     z = tempered(z, temperature)
     args = z, labels, axis, weight, label_smoothing
@@ -185,14 +197,16 @@ def nll_loss(
     sample_weight:Tensor|None=None, # (N, ...) weight of each element
     mask:Tensor|None=None, # (N, ...) bool, True where an element counts
     ignore_index:int|Iterable[int]|None=-100, # labels that do not count, one or several
-    label_smoothing:float=0., # share of every label that is spread over all possible classes
+    label_smoothing:float=0., # share of each label to spread over the possible classes
     dim:int=1, # axis of the classes
     reduction:Reduction='mean', # see `reduce_loss`
     normalizer:Tensor|Number|None=None, # divide by this instead
 )->Tensor|LossParts: # scalar; (N, ...) for `'none'`; a pair for `'parts'`
     "Negative log-likelihood of `target` under log-probabilities"
     axis = class_axis(log_probs, dim, 'log_probs')
-    lp, labels, weight, sample_weight = _read(log_probs, target, axis, weight, sample_weight, mask, ignore_index, label_smoothing)
+    lp, labels, weight, sample_weight = _read(log_probs, target, axis, weight,
+                                              sample_weight, mask, ignore_index,
+                                              label_smoothing)
     loss = class_nll(lp, labels, axis, weight, label_smoothing)
     return _finish(loss, labels, axis, weight, sample_weight, reduction, normalizer)
 

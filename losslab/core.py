@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 # %% ../nbs/foundations/00_core.ipynb #55169530
-Reduction = Literal['none', 'sum', 'mean', 'weighted_mean', 'element_mean', 'batchmean', 'parts']
+Reduction = Literal['none', 'sum', 'mean', 'weighted_mean', 'element_mean', 'batchmean',
+                    'parts']
 reductions = get_args(Reduction)
-means = 'mean', 'weighted_mean', 'element_mean'  # the same number where nothing is weighted or masked
+means = 'mean', 'weighted_mean', 'element_mean' # equal where nothing is weighted or masked
 
 # %% ../nbs/foundations/00_core.ipynb #fde1d931
 def ratio(
@@ -37,7 +38,9 @@ class LossParts(NamedTuple):
     total:Tensor # scalar, the weighted sum of the values
     count:Tensor # scalar, what the mean divides by
 
-    def __add__(self, other): return self if _is_zero(other) else LossParts(self.total + other.total, self.count + other.count)
+    def __add__(self, other):
+        return self if _is_zero(other) else LossParts(self.total + other.total,
+                                                      self.count + other.count)
     __radd__ = __add__
 
     @property
@@ -50,14 +53,16 @@ class LossParts(NamedTuple):
         return LossParts(self.total.detach(), self.count.detach())
 
     def all_reduce(self, group=None)->'LossParts':
-        "Sum the parts over the processes of `group` (all of them by default); gradients flow through"
-        return LossParts(_AllReduce.apply(self.total, group), _AllReduce.apply(self.count, group))
+        "Sum the parts over the processes of `group`, all by default; gradients flow through"
+        return LossParts(_AllReduce.apply(self.total, group),
+                         _AllReduce.apply(self.count, group))
 
 # %% ../nbs/foundations/00_core.ipynb #731051ce
 def _is_zero(other):
     if isinstance(other, LossParts): return False
     if isinstance(other, Number) and other == 0: return True
-    raise TypeError(f"LossParts add to LossParts, not to {type(other).__name__}: use reduction='parts' for both losses")
+    raise TypeError(f"LossParts add to LossParts, not to {type(other).__name__}: "
+                    "use reduction='parts' for both losses")
 
 # %% ../nbs/foundations/00_core.ipynb #0ff0b67b
 class _AllReduce(torch.autograd.Function):
@@ -95,7 +100,9 @@ def check_option(
     options, # allowed values
 ):
     "Raise a `ValueError` unless `value` is one of `options`"
-    if value not in options: raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, options))}")
+    if value not in options:
+        allowed = ', '.join(map(repr, options))
+        raise ValueError(f"{name} is {value!r}; it must be one of {allowed}")
 
 # %% ../nbs/foundations/00_core.ipynb #91e2b867
 def check_range(
@@ -108,9 +115,11 @@ def check_range(
     "Raise unless `value` is a number within the range"
     if isinstance(value, Tensor): return
     if isinstance(value, bool) or not isinstance(value, (int, float, Number)):
-        raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it must be a number")
+        kind = type(value).__name__
+        raise TypeError(f"{name} is {value!r} ({kind}); it must be a number")
     if (low < value if open_low else low <= value) and value <= high: return
-    expected = f'larger than {low:g}' if open_low else f'at least {low:g}' if high == float('inf') else f'between {low:g} and {high:g}'
+    if open_low: expected = f'larger than {low:g}'
+    else: expected = f'at least {low:g}' if high == float('inf') else f'between {low:g} and {high:g}'
     raise ValueError(f"{name} is {value}; it must be {expected}")
 
 # %% ../nbs/foundations/00_core.ipynb #6a7c3e87
@@ -122,13 +131,16 @@ def check_elementwise(
 ):
     "Raise unless `value` is None or has one entry per element of the loss"
     if value is None: return
-    if not isinstance(value, Tensor): raise TypeError(f"{name} is a {type(value).__name__}; it must be a tensor of shape {tuple(shape)}")
+    shape = tuple(shape)
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is a {type(value).__name__}; it must be a tensor of shape {shape}")
     if is_mask != (value.dtype == torch.bool) or value.is_complex():
-        fix = f"{name}.bool(), True where an element counts" if is_mask else f"{name}.float(), or mask={name}"
+        fix = f"{name}.bool(), True where it counts" if is_mask else f"{name}.float(), or mask={name}"
         raise TypeError(f"{name} has dtype {value.dtype}; use {fix}")
     if value.shape != shape:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}, but the loss has one value per element, shape {tuple(shape)}; "
-                         f"nothing is broadcast: use {name}.expand({tuple(shape)}) if that is meant")
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, but the loss has one value per "
+                         f"element, shape {shape}; nothing is broadcast: use "
+                         f"{name}.expand({shape}) if that is meant")
 
 # %% ../nbs/foundations/00_core.ipynb #8f266cf5
 class _Setting:
@@ -137,9 +149,9 @@ class _Setting:
     def __enter__(self): return self
     def __exit__(self, *exc): type(self).value = self.previous
 
-# %% ../nbs/foundations/00_core.ipynb #17576be5
+# %% ../nbs/foundations/00_core.ipynb #e33b8a8a
 class checks(_Setting):
-    "Also run the checks that read values on devices where reading waits: `with checks(): ...`"
+    "Run the checks that read values also where reading waits: `with checks(): ...`"
     value = False
     def __init__(self,
         on:bool=True, # turn them on?
@@ -155,7 +167,7 @@ def readable(
 def peek(
     value:Tensor, # anything
 )->object: # number or list, or None
-    "The Python value of `value`, or None where reading it would wait for a device or is impossible"
+    "The Python value of `value`, or None where reading it is impossible or would wait"
     if not readable(value): return None
     try: return value.tolist()
     except RuntimeError: return None  # inside vmap, or a tensor without data
@@ -164,7 +176,8 @@ def peek(
 def _count(loss, reduction, carried_weight, sample_weight, mask):
     "What `reduction` divides by"
     if reduction == 'batchmean': return loss.shape[0] if loss.ndim else 1
-    weights = [o for o in (carried_weight, sample_weight) if o is not None and reduction != 'element_mean']
+    weights = [o for o in (carried_weight,
+                           sample_weight) if o is not None and reduction != 'element_mean']
     if not weights: return loss.numel() if mask is None else mask.sum()
     return keep(weights[0] if len(weights) == 1 else weights[0]*weights[1], mask).sum()
 
@@ -173,8 +186,8 @@ def reduce_loss(
     loss:Tensor, # (...) one value per element
     reduction:Reduction='mean', # which mean, see the table above
     *,
-    carried_weight:Tensor|None=None, # (...) weight that `loss` already carries; `'mean'`, `'weighted_mean'` and `'parts'` count it
-    sample_weight:Tensor|None=None, # (...) weight to multiply in here, counted likewise
+    carried_weight:Tensor|None=None, # (...) weight that `loss` already carries, only counted
+    sample_weight:Tensor|None=None, # (...) weight to multiply in here, and counted
     mask:Tensor|None=None, # (...) bool, True where an element counts
     normalizer:Tensor|Number|None=None, # divide by this instead
 )->Tensor|LossParts: # scalar; (...) for `'none'`; a pair for `'parts'`
@@ -185,12 +198,15 @@ def reduce_loss(
     loss = keep(loss, mask)
     if sample_weight is not None: loss = weigh(keep(sample_weight, mask), loss)
     if reduction == 'none': return loss
-    if loss.numel() and reduction in means and carried_weight is sample_weight is mask is normalizer is None: return loss.mean()
+    plain = carried_weight is sample_weight is mask is normalizer is None
+    if plain and loss.numel() and reduction in means: return loss.mean()
     total = loss.sum()
     if reduction == 'sum': return total
-    count = _count(loss, reduction, carried_weight, sample_weight, mask) if normalizer is None else normalizer
+    count = normalizer
+    if count is None: count = _count(loss, reduction, carried_weight, sample_weight, mask)
     if reduction != 'parts': return ratio(total, count)
-    return LossParts(total, count if isinstance(count, Tensor) else total.new_full((), count, dtype=torch.long))
+    if not isinstance(count, Tensor): count = total.new_full((), count, dtype=torch.long)
+    return LossParts(total, count)
 
 # %% ../nbs/foundations/00_core.ipynb #a727419a
 def check_reduction(
@@ -201,9 +217,11 @@ def check_reduction(
     check_option('reduction', reduction, reductions)
     if normalizer is None: return
     if reduction in ('none', 'sum', 'parts'):
-        raise ValueError(f"normalizer replaces the denominator of a mean, and reduction={reduction!r} has none; use reduction='mean'")
+        raise ValueError(f"normalizer replaces the denominator of a mean, and "
+                         f"reduction={reduction!r} has none; use reduction='mean'")
     if isinstance(normalizer, Tensor) and normalizer.numel() != 1:
-        raise ValueError(f"normalizer has shape {tuple(normalizer.shape)}; it must be one number, for example mask.sum()")
+        raise ValueError(f"normalizer has shape {tuple(normalizer.shape)}; it must be one number, "
+                         "for example mask.sum()")
     check_range('normalizer', normalizer)
 
 # %% ../nbs/foundations/00_core.ipynb #74aedb72
@@ -219,8 +237,11 @@ def check_floating(
     value:Tensor, # what it got
 ):
     "Raise a `TypeError` unless `value` is a real floating-point tensor"
-    if not isinstance(value, Tensor): raise TypeError(f"{name} is a {type(value).__name__}; it must be a tensor: torch.as_tensor({name})")
-    if not value.is_floating_point(): raise TypeError(f"{name} has dtype {value.dtype}; it must be floating point: {name}.float()")
+    if not isinstance(value, Tensor):
+        kind = type(value).__name__
+        raise TypeError(f"{name} is a {kind}; it must be a tensor: torch.as_tensor({name})")
+    if not value.is_floating_point():
+        raise TypeError(f"{name} has dtype {value.dtype}; it must be floating point: {name}.float()")
 
 # %% ../nbs/foundations/00_core.ipynb #3ac7e802
 class _Implementation(NamedTuple):
@@ -263,17 +284,20 @@ def implementation(
     "The implementation of `name` that serves these arguments under the current `backend`"
     if backend.value != 'reference':
         for o in _fast.get(name, ()):
-            if o.able(*args, **kwargs) and (backend.value == 'fused' or o.wins(*args, **kwargs)): return o.fn
+            if o.able(*args,
+                      **kwargs) and (backend.value == 'fused' or o.wins(*args, **kwargs)):
+                return o.fn
     return _references[name]
 
 # %% ../nbs/foundations/00_core.ipynb #225ae5cd
 class Loss(nn.Module):
-    "Base class of all losses: `class MyLoss(Loss, fn=my_loss): ...` makes a module from a function"
+    "Base class of all losses: `class MyLoss(Loss, fn=my_loss)` makes a module of a function"
     def __init_subclass__(cls, fn:Callable|None=None, **kwargs):
         super().__init_subclass__(**kwargs)
         if fn is None: return
         cls.fn, cls.__doc__ = staticmethod(fn), cls.__doc__ or fn.__doc__
-        params = [o for o in inspect.signature(fn).parameters.values() if o.kind is o.KEYWORD_ONLY]
+        params = inspect.signature(fn).parameters.values()
+        params = [o for o in params if o.kind is o.KEYWORD_ONLY]
         cls.options = {o.name: o.default for o in params}
         cls.__init__ = _constructor(fn, params)
 
@@ -286,33 +310,38 @@ class Loss(nn.Module):
 
     def forward(self, *args, **options):
         "Call the function with the options of this module, overridden by `options`"
-        return self.fn(*args, **{name: getattr(self, name) for name in self.options} | _known(self, (), options))
+        own = {name: getattr(self, name) for name in self.options}
+        return self.fn(*args, **own | _known(self, (), options))
 
     def __setattr__(self, name, value): _set_option(self, name, value)
     def extra_repr(self): return ', '.join(_changed(self))
 
 # %% ../nbs/foundations/00_core.ipynb #c70ac2b4
-def _set_option(self, name, value):
-    "Set an attribute; an option that is a tensor becomes a buffer"
-    if name not in getattr(self, 'options', ()) or not isinstance(value, Tensor) or isinstance(value, nn.Parameter):
-        return nn.Module.__setattr__(self, name, value)
-    self.__dict__.pop(name, None)
-    self.register_buffer(name, value)
-
-def _known(self, args, options):
-    "`options`, if they come by name and the loss has them all"
-    name = type(self).__name__
-    if args: raise TypeError(f"{name} takes its options by name: {name}({next(iter(self.options))}=...)")
-    if unknown := [o for o in options if o not in self.options]:
-        raise TypeError(f"{name} has no option {unknown[0]!r}; its options are {', '.join(self.options)}")
-    return options
-
 def _constructor(fn, params):
     "A constructor with the signature of `fn`, and with its comments for the documentation"
     def __init__(self, *args, **options): Loss.__init__(self, *args, **options)
-    __init__.__signature__ = inspect.Signature([inspect.Parameter('self', inspect.Parameter.POSITIONAL_OR_KEYWORD), *params])
+    me = inspect.Parameter('self', inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    __init__.__signature__ = inspect.Signature([me, *params])
     __init__.__delwrap__ = fn
     return __init__
+
+# %% ../nbs/foundations/00_core.ipynb #a45b18ec
+def _known(self, args, options):
+    "`options`, if they come by name and the loss has them all"
+    name, known = type(self).__name__, list(self.options)
+    if args: raise TypeError(f"{name} takes its options by name: {name}({known[0]}=...)")
+    if unknown := [o for o in options if o not in known]:
+        raise TypeError(f"{name} has no option {unknown[0]!r}; its options are {', '.join(known)}")
+    return options
+
+# %% ../nbs/foundations/00_core.ipynb #2e7eafc6
+def _set_option(self, name, value):
+    "Set an attribute; an option that is a tensor becomes a buffer"
+    is_buffer = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+    if not is_buffer or name not in getattr(self, 'options', ()):
+        return nn.Module.__setattr__(self, name, value)
+    self.__dict__.pop(name, None)
+    self.register_buffer(name, value)
 
 def _changed(self):
     "The options that differ from their defaults, as text"

@@ -23,10 +23,13 @@ def class_axis(
     "The axis of `logits` that holds the classes"
     check_floating(name, logits)
     shape, ndim = tuple(logits.shape), logits.ndim
-    if ndim == 0: raise ValueError(f"{name} is a single number; it must have an axis of classes, for example shape (N, C)")
+    if ndim == 0:
+        raise ValueError(f"{name} is a single number; it must have an axis of classes")
     axis = 0 if ndim == 1 and dim == 1 else dim + ndim*(dim < 0)
-    if not 0 <= axis < ndim: raise ValueError(f"dim is {dim}, but {name} of shape {shape} has axes 0 to {ndim-1}")
-    if shape[axis] == 0: raise ValueError(f"{name} has shape {shape}: axis {axis} holds the classes and is empty")
+    if not 0 <= axis < ndim:
+        raise ValueError(f"dim is {dim}, but {name} has shape {shape}, so axes 0 to {ndim-1}")
+    if shape[axis] == 0:
+        raise ValueError(f"{name} has shape {shape}: axis {axis}, of the classes, is empty")
     return axis
 
 # %% ../nbs/foundations/05_labels.ipynb #26f9ad30
@@ -44,26 +47,38 @@ def is_dense(
     axis:int, # axis of the classes
 )->bool: # True for one-hot rows and shares, False for class indices
     "Does `target` hold one number per class, and not one index per element?"
-    if not isinstance(target, Tensor): raise TypeError(f"target is a {type(target).__name__}; it must be a tensor: torch.as_tensor(target)")
-    if target.is_complex(): raise TypeError(f"target has dtype {target.dtype}; labels are real numbers")
-    if target.shape == logits.shape: return True
-    expected = element_shape(logits, axis)
-    if target.shape == expected and not (target.is_floating_point() or target.dtype == torch.bool): return False
-    expected = tuple(expected)
-    if target.shape != expected:
-        raise ValueError(f"target has shape {tuple(target.shape)}, but logits of shape {tuple(logits.shape)} with classes on axis {axis} need "
-                         f"{expected} for class indices or {tuple(logits.shape)} for one-hot rows or shares{_shape_fix(target, logits, axis)}")
-    raise TypeError(f"target has dtype {target.dtype} and shape {expected}, but class indices must be integers: use target.long(), "
-                    f"or give one share per class, shape {tuple(logits.shape)}")
+    if not isinstance(target, Tensor):
+        kind = type(target).__name__
+        raise TypeError(f"target is a {kind}; it must be a tensor: torch.as_tensor(target)")
+    if target.shape == logits.shape and not target.is_complex(): return True
+    integer = not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
+    if target.shape == element_shape(logits, axis) and integer: return False
+    raise _unreadable(target, logits, axis)
 
 # %% ../nbs/foundations/05_labels.ipynb #2db87348
+def _unreadable(target, logits, axis):
+    "The error for a target that is neither: wrong shape, or wrong dtype"
+    shape, expected = tuple(target.shape), tuple(element_shape(logits, axis))
+    full = tuple(logits.shape)
+    if shape == expected or target.is_complex():
+        return TypeError(f"target has dtype {target.dtype} and shape {shape}, but class indices must "
+                         f"be integers: use target.long(), or give one share per class, shape {full}")
+    return ValueError(f"target has shape {shape}, but logits of shape {full} with classes on axis "
+                      f"{axis} need {expected} for class indices, or {full} for one-hot rows or "
+                      f"shares{_shape_fix(target, logits, axis)}")
+
+# %% ../nbs/foundations/05_labels.ipynb #365916aa
 def _shape_fix(target, logits, axis):
     "The likely fix for a target of the wrong shape, or nothing"
-    shape, ndim = target.shape, logits.ndim
-    if target.ndim == ndim and shape[axis] == 1 and target.squeeze(axis).shape == element_shape(logits, axis): return f"; use target.squeeze({axis})"
-    for other in {ndim-1, *range(ndim)} - {axis}:
-        if shape == element_shape(logits, other): return f"; if axis {other} of logits holds the classes, use dim={-1 if other == ndim-1 else other}"
-    if target.ndim == ndim and target.movedim(-1, axis).shape == logits.shape: return f"; use target.movedim(-1, {axis})"
+    shape, last = target.shape, logits.ndim-1
+    if target.ndim == logits.ndim:
+        column = shape[axis] == 1 and target.squeeze(axis).shape == element_shape(logits, axis)
+        if column: return f"; use target.squeeze({axis})"
+        if target.movedim(-1, axis).shape == logits.shape: return f"; use target.movedim(-1, {axis})"
+    for other in {last, *range(last)} - {axis}:
+        if shape == element_shape(logits, other):
+            dim = -1 if other == last else other
+            return f"; if axis {other} of logits holds the classes, use dim={dim}"
     return ''
 
 # %% ../nbs/foundations/05_labels.ipynb #cf0d7316
@@ -74,15 +89,17 @@ def ignored_labels(
     if ignore_index is None: return ()
     labels = tuple(ignore_index) if isinstance(ignore_index, Iterable) else (ignore_index,)
     if any(isinstance(o, bool) or not isinstance(o, int) for o in labels):
-        raise TypeError(f"ignore_index is {ignore_index!r}; it must be a whole number or several, for example -100 or (0, 255)")
+        raise TypeError(f"ignore_index is {ignore_index!r}; it must be a whole number or several, "
+                        "for example -100 or (0, 255)")
     return labels
 
 # %% ../nbs/foundations/05_labels.ipynb #0e96aab2
 def _read_indices(target, n, ignored, mask):
-    "Safe indices, the mask, and where a label is out of range (None if values could be read, since that raises)"
+    "Safe indices, the mask, and what is out of range where that could not be reported"
     target = target.long()
     span = _span(target)
-    if span and 0 <= span[0] and span[1] < n and not any(span[0] <= o <= span[1] for o in ignored): return target, mask, None
+    fine = span and 0 <= span[0] and span[1] < n
+    if fine and not any(span[0] <= o <= span[1] for o in ignored): return target, mask, None
     counts = torch.ones_like(target, dtype=torch.bool) if mask is None else mask
     for o in ignored: counts = counts & (target != o)
     broken = counts & ((target < 0) | (target >= n))
@@ -102,13 +119,16 @@ def _range_sentence(target, broken, n):
     "What is wrong with the first label that is out of range"
     where = tuple(broken.nonzero()[0].tolist())
     label, used = target[where].item(), target[broken]
-    fix = f"; if {label} marks elements without a label, use ignore_index={label}"
-    if (used == n).all() and target[target >= 0].min() > 0: fix = "; the labels seem to count from 1, so use target - 1"
-    return f"target{list(where) if where else ''} is {label}, but the logits have {n} classes, so labels are 0 to {n-1}{fix}"
+    fix = f"if {label} marks elements without a label, use ignore_index={label}"
+    if (used == n).all() and target[target >= 0].min() > 0:
+        fix = "the labels seem to count from 1, so use target - 1"
+    place = list(where) if where else ''
+    return (f"target{place} is {label}, but the logits have {n} classes, "
+            f"so labels are 0 to {n-1}; {fix}")
 
 # %% ../nbs/foundations/05_labels.ipynb #fc1dd5f1
 def _read_shares(target, dtype, axis, ignored, mask):
-    "Shares in `dtype`, the mask, and where a row is not one-hot (None if values could be read, since that raises)"
+    "Shares in `dtype`, the mask, and which rows cannot be labels where that was not reported"
     shares = target.to(dtype)
     inside = [o for o in ignored if 0 <= o < target.shape[axis]]
     if inside:
@@ -117,8 +137,11 @@ def _read_shares(target, dtype, axis, ignored, mask):
         mask = ~ignore if mask is None else mask & ~ignore
     span = _span(shares.detach())
     if target.is_floating_point() and not (span and span[0] < -_SLACK): broken = None
-    else: broken = _not_labels(target, axis) if mask is None else _not_labels(target, axis) & mask
-    if broken is not None and peek(broken.any()): raise ValueError(_row_sentence(target, broken, axis))
+    else:
+        broken = _not_labels(target, axis) if mask is None else _not_labels(target,
+                                                                            axis) & mask
+    if broken is not None and peek(broken.any()):
+        raise ValueError(_row_sentence(target, broken, axis))
     if mask is not None: shares = keep(shares, mask.unsqueeze(axis))
     return shares, mask, None if span else broken
 
@@ -135,9 +158,11 @@ def _row_sentence(target, broken, axis):
     where = tuple(broken.nonzero()[0].tolist())
     row = target.movedim(axis, -1)[where].tolist()
     row = str(row if len(row) <= 10 else row[:10] + ['...'])
-    if target.is_floating_point(): return f"target at {where} is {row}: shares cannot be negative; if these are logits, use target.softmax({axis})"
-    return (f"target at {where} is {row}: integers of the logits' shape must be one-hot rows, with a single 1; "
-            f"class indices have no class axis, and shares are floating point: target.float()")
+    if target.is_floating_point():
+        return (f"target at {where} is {row}: shares cannot be negative; "
+                f"if these are logits, use target.softmax({axis})")
+    return (f"target at {where} is {row}: integers of the logits' shape must be one-hot rows, with a "
+            "single 1; class indices have no class axis, and shares are floats: target.float()")
 
 # %% ../nbs/foundations/05_labels.ipynb #3b3cd13f
 class Labels(NamedTuple):
@@ -145,7 +170,7 @@ class Labels(NamedTuple):
     index:Tensor|None # (N, ...) int64, safe to gather with
     shares:Tensor|None # (N, C, ...) share of each class
     mask:Tensor|None # (N, ...) True where an element counts; None if all do
-    broken:Tensor|None # (N, ...) True where a label could not be right and could not be reported
+    broken:Tensor|None # (N, ...) True where a label is wrong and could not be reported
 
 # %% ../nbs/foundations/05_labels.ipynb #df0fe1e8
 def read_labels(
@@ -160,9 +185,12 @@ def read_labels(
         check_elementwise('mask', mask, element_shape(logits, axis), is_mask=True)
         if peek(mask.all()): mask = None
     ignored = ignored_labels(ignore_index)
-    if is_dense(target, logits, axis): return Labels(None, *_read_shares(target, _share_dtype(logits), axis, ignored, mask))
+    if is_dense(target, logits, axis):
+        return Labels(None,
+                      *_read_shares(target, _share_dtype(logits), axis, ignored, mask))
     index, mask, broken = _read_indices(target, logits.shape[axis], ignored, mask)
     return Labels(index, None, mask, broken)
 
 # %% ../nbs/foundations/05_labels.ipynb #941cbb14
-def _share_dtype(logits): return torch.float64 if logits.dtype == torch.float64 else torch.float32
+def _share_dtype(logits):
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
