@@ -1,0 +1,153 @@
+"One definition, one set of names, everything documented, nothing heavy imported"
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+from fastcore.docments import docments
+from torch import nn
+
+import losslab as ll
+
+EVERY_LOSS = {'sample_weight', 'mask', 'reduction', 'normalizer'}
+OVER_CLASSES = {'weight', 'ignore_index', 'label_smoothing', 'dim'}
+ARGUMENTS = {'weight', 'sample_weight', 'pos_weight', 'mask', 'ignore_index', 'label_smoothing', 'dim', 'reduction', 'normalizer', 'temperature', 'gamma', 'alpha',
+             'margin', 'mu', 'logvar', 'softcap', 'z_loss'}
+MODULES = sorted(o.name for o in pkgutil.iter_modules(ll.__path__) if not o.name.startswith('_') and o.name != 'bench')
+CLASSES = [o for o in vars(ll).values() if isinstance(o, type) and issubclass(o, ll.Loss) and o is not ll.Loss]
+LOSSES = [o.fn for o in CLASSES]
+
+
+def public():
+    "Every name of the package, and everything that its modules export"
+    yield from ((f'losslab.{k}', v) for k, v in vars(ll).items() if not k.startswith('_') and not isinstance(v, types.ModuleType))
+    for name in MODULES:
+        module = importlib.import_module(f'losslab.{name}')
+        yield from ((f'losslab.{name}.{k}', getattr(module, k)) for k in module.__all__)
+
+
+PUBLIC = dict(public())
+CALLABLES = {k: v for k, v in PUBLIC.items() if callable(v) and getattr(v, '__module__', '').startswith('losslab')}
+
+
+def test_there_are_losses(): assert {'cross_entropy', 'nll_loss'} <= {o.__name__ for o in LOSSES}
+
+
+def test_functions_of_the_package_are_losses_with_classes():
+    "A public function that takes a reduction has its class, named as PyTorch would"
+    with_reduction = [o for k, o in vars(ll).items() if inspect.isfunction(o) and not k.startswith('_') and 'reduction' in inspect.signature(o).parameters]
+    assert set(with_reduction) - {ll.reduce_loss} == set(LOSSES)
+
+
+@pytest.mark.parametrize('fn', LOSSES, ids=lambda o: o.__name__)
+def test_option_names(fn):
+    "Everything after `target` is keyword-only, and the shared options have their names and their defaults"
+    params = inspect.signature(fn).parameters
+    kinds = [o.kind for o in params.values()]
+    assert kinds[:2] == [inspect.Parameter.POSITIONAL_OR_KEYWORD]*2 and set(kinds[2:]) == {inspect.Parameter.KEYWORD_ONLY}
+    assert list(params)[0] in ('logits', 'log_probs', 'probs', 'input') and list(params)[1] == 'target'
+    names = set(params) - {list(params)[0], 'target'}
+    assert EVERY_LOSS <= names
+    if 'ignore_index' in names: assert OVER_CLASSES <= names
+    assert params['reduction'].default == 'mean' and params['normalizer'].default is params['mask'].default is params['sample_weight'].default is None
+
+
+def test_same_name_same_meaning():
+    "An option has one default and one description in all losses"
+    seen = {}
+    for fn in LOSSES:
+        docs = docments(fn)
+        for name, o in inspect.signature(fn).parameters.items():
+            if o.kind is o.KEYWORD_ONLY: seen.setdefault(name, set()).add((o.default, docs[name]))
+    assert {k: v for k, v in seen.items() if len(v) > 1} == {}
+    assert set(seen) <= ARGUMENTS
+
+
+@pytest.mark.parametrize('cls', CLASSES, ids=lambda o: o.__name__)
+def test_a_module_is_its_function(cls):
+    "The options, defaults and results of the class are those of the function; PyTorch's class has no option that ours lacks"
+    params = {k: o for k, o in inspect.signature(cls.fn).parameters.items() if o.kind is o.KEYWORD_ONLY}
+    assert {k: o.default for k, o in params.items()} == cls.options == {k: o.default for k, o in inspect.signature(cls).parameters.items()}
+    z, target = torch.randn(5, 4).log_softmax(1), torch.tensor([0, 1, -100, 2, 3])
+    w, s, m = torch.rand(4), torch.rand(5), torch.rand(5) < .6
+    for options in {}, dict(weight=w), dict(sample_weight=s, mask=m), dict(reduction='none', label_smoothing=.1), dict(ignore_index=(0, -100)), dict(normalizer=7):
+        expected = cls.fn(z, target, **options)
+        torch.testing.assert_close(cls(**options)(z, target), expected, rtol=0, atol=0)
+        torch.testing.assert_close(cls()(z, target, **options), expected, rtol=0, atol=0)
+    if theirs := getattr(nn, cls.__name__, None):
+        assert set(inspect.signature(theirs).parameters) - {'size_average', 'reduce'} <= set(cls.options)
+        for name, o in inspect.signature(theirs).parameters.items():
+            if name in cls.options: assert cls.options[name] == o.default, name
+
+
+def test_a_new_loss_is_one_line():
+    "Any function becomes a module; an option without default is asked for; tensors become buffers"
+    def my_loss(logits, target, *, margin, weight=None, reduction='mean'):
+        "Mine"
+        return ll.reduce_loss((target - logits).abs() + margin, reduction)
+    class MyLoss(ll.Loss, fn=my_loss): pass
+    assert MyLoss.__doc__ == 'Mine' and repr(MyLoss(margin=1)).startswith('MyLoss(margin=1')
+    assert MyLoss(margin=1)(torch.zeros(2), torch.ones(2)) == 2 and 'weight' in MyLoss(margin=1, weight=torch.ones(2)).state_dict()
+    with pytest.raises(TypeError, match='MyLoss needs margin='): MyLoss()
+    class Mine(MyLoss): pass
+    assert Mine(margin=2)(torch.zeros(2), torch.ones(2)) == 3 and Mine.options is MyLoss.options
+
+
+@pytest.mark.parametrize('name', CALLABLES)
+def test_everything_public_is_documented(name):
+    "A docstring in one line, and docments for each parameter"
+    o = CALLABLES[name]
+    assert o.__doc__ and '\n' not in o.__doc__.strip(), 'the docstring is one line; everything longer is markdown'
+    if isinstance(o, type) and not (issubclass(o, ll.Loss) and o is not ll.Loss) and '__init__' not in vars(o): return
+    own = inspect.signature(o).parameters
+    docs = docments(o)
+    assert [k for k, p in own.items() if k not in ('self', 'group') and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and not docs.get(k)] == []
+    assert [k for k, v in docs.items() if v and ('$' in v or v.endswith('.'))] == []
+
+
+def test_signatures_are_types_not_text():
+    "Annotations are objects (no `from __future__ import annotations`)"
+    assert [n for n, o in CALLABLES.items() for a in inspect.get_annotations(o.__init__ if isinstance(o, type) else o).values() if isinstance(a, str) and a != 'LossParts'] == []
+
+
+def test_public_names_are_exported():
+    "What `losslab` shows comes from the `__all__` of a module; nothing private, nothing from elsewhere"
+    exported = {k.rsplit('.', 1)[1] for k in PUBLIC if k.count('.') > 1}
+    assert {k for k in vars(ll) if not k.startswith('_') and not isinstance(getattr(ll, k), types.ModuleType)} <= exported
+    assert [k for k in vars(ll) if not k.startswith('_') and isinstance(getattr(ll, k), types.ModuleType) and not getattr(ll, k).__name__.startswith('losslab.')] == []
+
+
+def test_no_module_is_named_like_a_function():
+    "`import losslab.softmax as m` would give the function"
+    assert set(MODULES) & {k for k in vars(ll) if not isinstance(getattr(ll, k), types.ModuleType)} == set()
+
+
+def in_a_fresh_process(code, *flags):
+    run = subprocess.run([sys.executable, *flags, '-c', code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_import_is_light():
+    "`import losslab` loads neither plots nor tools, and costs at most 100 ms beside torch"
+    code = "import torch, sys, time; before = set(sys.modules); t = time.process_time(); import losslab; t = time.process_time() - t; " \
+           "print(t, *{o.split('.')[0] for o in set(sys.modules) - before})"
+    times = []
+    for _ in range(3):  # a busy machine gets another try
+        seconds, *loaded = in_a_fresh_process(code).split()
+        times.append(float(seconds))
+        if min(times) < .1: break
+    assert min(times) < .1
+    heavy = {'matplotlib', 'sklearn', 'IPython', 'nbdev', 'pandas', 'keras', 'triton', 'scipy', 'execnb', 'tqdm', 'PIL', 'pytest'}
+    assert heavy & set(loaded) == set()
+
+
+def test_import_changes_nothing():
+    "No thread count, no default dtype, no seed, no warning"
+    code = "import torch; s = torch.get_rng_state(); n, d = torch.get_num_threads(), torch.get_default_dtype(); import losslab; " \
+           "assert (s == torch.get_rng_state()).all() and n == torch.get_num_threads() and d == torch.get_default_dtype()"
+    in_a_fresh_process(code, '-W', 'error::DeprecationWarning:losslab', '-W', 'error::SyntaxWarning')
