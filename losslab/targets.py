@@ -24,13 +24,20 @@ from .labels import class_axis, ignored_labels, read_labels
 # %% ../nbs/classification/11_targets.ipynb #cd5e49cc
 def _new_axis(target, num_classes, dim):
     "Where the classes will stand among the axes of `target`, counted from 0"
-    if not isinstance(target, Tensor): raise TypeError(f"target is a {type(target).__name__}; it must be a tensor: torch.as_tensor(target)")
-    if not isinstance(num_classes, int): raise TypeError(f"num_classes is {num_classes!r}; it must be a whole number")
+    _check_tensor('target', target)
+    if not isinstance(num_classes, int):
+        raise TypeError(f"num_classes is {num_classes!r}; it must be a whole number")
     check_range('num_classes', num_classes, 1)
     ndim = target.ndim + 1
     axis = 0 if ndim == 1 and dim == 1 else dim + ndim*(dim < 0)
-    if not 0 <= axis < ndim: raise ValueError(f"dim is {dim}, but the rows for target of shape {tuple(target.shape)} have axes 0 to {ndim-1}")
-    return axis
+    if 0 <= axis < ndim: return axis
+    raise ValueError(f"dim is {dim}, but the rows for target of shape {tuple(target.shape)} "
+                     f"have axes 0 to {ndim-1}")
+
+def _check_tensor(name, value):
+    if isinstance(value, Tensor): return
+    kind = type(value).__name__
+    raise TypeError(f"{name} is a {kind}; it must be a tensor: torch.as_tensor({name})")
 
 # %% ../nbs/classification/11_targets.ipynb #c2e25866
 def one_hot(
@@ -38,15 +45,16 @@ def one_hot(
     num_classes:int, # number of classes, C
     *,
     dim:int=1, # axis of the classes in the result; for a single label it is axis 0
-    ignore_index:int|Iterable[int]|None=-100, # labels that become a row of zeros, one or several
+    ignore_index:int|Iterable[int]|None=-100, # labels that become a row of zeros
     dtype:torch.dtype=torch.float32, # dtype of the result
 )->Tensor: # (N, C, ...)
     "A row for each `target`, with 1 at its class and 0 elsewhere; only 0 if it is ignored"
     axis = _new_axis(target, num_classes, dim)
     shape = (*target.shape[:axis], num_classes, *target.shape[axis:])
-    labels = read_labels(target, torch.zeros((), device=target.device).expand(shape), axis, ignore_index)
-    classes = torch.arange(num_classes, device=target.device).view(-1, *[1]*(target.ndim - axis))
-    hot = labels.index.unsqueeze(axis) == classes
+    like = torch.zeros((), device=target.device).expand(shape)
+    labels = read_labels(target, like, axis, ignore_index)
+    classes = torch.arange(num_classes, device=target.device)
+    hot = labels.index.unsqueeze(axis) == classes.view(-1, *[1]*(target.ndim - axis))
     if labels.mask is not None: hot = hot & labels.mask.unsqueeze(axis)
     hot = hot.to(dtype)
     if labels.broken is None or not dtype.is_floating_point: return hot
@@ -58,17 +66,18 @@ def _not_one_hot(rows, broken, axis):
     where = tuple(broken.nonzero()[0].tolist())
     row = rows.movedim(axis, -1)[where].tolist()
     row = str(row if len(row) <= 10 else row[:10] + ['...'])
-    return f"rows at {where} is {row}: it is not one class; if the largest share shall decide, use rows.argmax({axis})"
+    return (f"rows at {where} is {row}: it is not one class; if the largest share shall decide, "
+            f"use rows.argmax({axis})")
 
 # %% ../nbs/classification/11_targets.ipynb #07121ad6
 def class_index(
     rows:Tensor, # (N, C, ...) one-hot rows, any dtype
     *,
     dim:int=1, # axis of the classes; for a single row it is axis 0
-    ignore_index:int|Iterable[int]|None=-100, # what a row of zeros becomes, the first one if there are several
+    ignore_index:int|Iterable[int]|None=-100, # what a row of zeros becomes, the first if several
 )->Tensor: # (N, ...) int64 class indices
     "The class of each one-hot row, the inverse of `one_hot`"
-    if not isinstance(rows, Tensor): raise TypeError(f"rows is a {type(rows).__name__}; it must be a tensor: torch.as_tensor(rows)")
+    _check_tensor('rows', rows)
     axis = class_axis(torch.zeros((), device=rows.device).expand(rows.shape), dim, 'rows')
     ones, zeros, ignored = rows == 1, rows == 0, ignored_labels(ignore_index)
     empty = zeros.all(axis)
