@@ -17,12 +17,6 @@ BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stab
 FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync', '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1']
 
 
-def pytest_collection_modifyitems(items):
-    "Keep the tests of the site in one process: one site, one server, one browser"
-    for item in items:
-        if Path(item.fspath).parent == Path(__file__).parent: item.add_marker(pytest.mark.xdist_group('site'))
-
-
 def build_site():
     "Build the site, by the Makefile where its environment is the one in use"
     made = (ROOT/'.venv'/'.installed').exists() and Path(sys.prefix).resolve() == (ROOT/'.venv').resolve() and shutil.which('make')

@@ -6,6 +6,8 @@ import pytest
 
 from tools import check
 
+pytestmark = pytest.mark.xdist_group('site')  # one site, one server, one browser
+
 # What the browser tells about a page. `raw` is mathematics, a directive or a link that stayed source, outside code
 SURVEY = r'''() => {
   const shown = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
