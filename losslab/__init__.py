@@ -6,6 +6,7 @@ Use it as a library, because the names and the numbers are PyTorch's and the edg
 
 Modules:
 
+- `losslab.binary`: One question with two answers, asked as often as you like
 - `losslab.categorical`: Why the loss of a classifier is the logarithm of one number
 - `losslab.logits`: A classifier speaks in log-odds; probabilities are a change of units
 - `losslab.targets`: The spelling of a label never changes its loss, only what the mean divides by
