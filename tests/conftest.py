@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
-settings.register_profile('losslab', deadline=None, derandomize=True, database=None, max_examples=60,
+settings.register_profile('losslab', deadline=None, derandomize=True, database=None, max_examples=40,
                           suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 settings.load_profile('losslab')
 

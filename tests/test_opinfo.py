@@ -51,7 +51,8 @@ def test_losses_equal_pytorch(ops, name):
     n = 0
     for op in ops[name]:
         for sample in samples(op):
-            for sample.kwargs in variants(name, sample):
+            for options in variants(name, sample):
+                sample.kwargs = options
                 got, expected, n = value_and_grads(ours, sample), value_and_grads(theirs, sample), n+1
                 if expected[0].isnan().any():
                     target, ignored = sample.args[0], sample.kwargs['ignore_index']

@@ -4,7 +4,7 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import assert_same, grid
+from oracle import assert_same
 
 import losslab as ll
 
