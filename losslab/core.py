@@ -6,8 +6,8 @@ A loss is one number per element; training needs one number per step. Everything
 
 # %% auto #0
 __all__ = ['Reduction', 'reductions', 'means', 'ratio', 'LossParts', 'checks', 'readable', 'peek', 'keep', 'weigh',
-           'check_option', 'check_range', 'check_elementwise', 'reduce_loss', 'check_reduction', 'full_precision',
-           'check_floating', 'implements', 'backend', 'implementation', 'Loss']
+           'check_option', 'check_range', 'check_elementwise', 'check_same_shape', 'reduce_loss', 'check_reduction',
+           'full_precision', 'check_floating', 'implements', 'backend', 'implementation', 'Loss']
 
 # %% ../nbs/foundations/00_core.ipynb #779e33d9
 import inspect
@@ -175,6 +175,23 @@ def check_elementwise(
         raise ValueError(f"{name} has shape {tuple(value.shape)}, but the loss has one value per "
                          f"element, shape {shape}; nothing is broadcast: use "
                          f"{name}.expand({shape}) if that is meant")
+
+# %% ../nbs/foundations/00_core.ipynb #6291f5e8
+def check_same_shape(
+    name:str, # argument as the user wrote it
+    value:Tensor, # what it got
+    other_name:str, # what it is compared with
+    other:Tensor, # its shape is expected
+):
+    "Raise unless both are tensors of the same shape"
+    if not isinstance(value, Tensor):
+        kind = type(value).__name__
+        raise TypeError(f"{name} is a {kind}; it must be a tensor: torch.as_tensor({name})")
+    shape, expected = tuple(value.shape), tuple(other.shape)
+    if shape == expected: return
+    fix = f"; use {name}.view_as({other_name})" if value.numel() == other.numel() else ''
+    raise ValueError(f"{name} has shape {shape} and {other_name} has shape {expected}; "
+                     f"nothing is broadcast, both must be the same{fix}")
 
 # %% ../nbs/foundations/00_core.ipynb #a4b632f7
 def _count(loss, reduction, carried_weight, sample_weight, mask):
