@@ -65,7 +65,7 @@ notebooks: $(RAN) ## Run the notebooks that changed, or all of them after a chan
 
 test: $(RAN) ## Run the notebooks and the tests
 	@echo 'Running the tests'
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 prepare: .run/exported ## Before a commit: export, run and save the notebooks, renew README and lists, lint
 	@$(BIN)/python -m tools.contents

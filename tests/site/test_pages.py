@@ -1,12 +1,10 @@
-"The built site, read by a browser that has no network"
+"The built site, read by a browser that has no network; `make test` runs this file in one process: one site, one server, one browser"
 import re
 from dataclasses import dataclass, field
 
 import pytest
 
 from tools import check
-
-pytestmark = pytest.mark.xdist_group('site')  # one site, one server, one browser
 
 # What the browser tells about a page. `raw` is mathematics, a directive or a link that stayed source, outside code
 SURVEY = r'''() => {
