@@ -8,7 +8,11 @@ Modules:
 
 - `losslab.binary`: One question with two answers, asked as often as you like
 - `losslab.categorical`: Why the loss of a classifier is the logarithm of one number
+- `losslab.information`: A loss is a number of bits: what they count, and what yours says
 - `losslab.logits`: A classifier speaks in log-odds; probabilities are a change of units
+- `losslab.margin`: A hinge stops at enough, squared error stops where it is most wrong
+- `losslab.metrics`: An accuracy is a rule and a mean: name the rule, keep the sums, and say how far off the mean may be
+- `losslab.smoothing`: A label that admits doubt gives the loss a floor, and the logits a place to stop
 - `losslab.targets`: The spelling of a label never changes its loss, only what the mean divides by
 - `losslab.viz`: A colour that always means the same thing is a sentence you need not read"""
 
@@ -19,3 +23,5 @@ from losslab.core import Loss, LossParts, Reduction, backend, checks, implementa
 from losslab.logits import log_sigmoid, log_softmax, logit, logsigmoid, logsumexp, sigmoid, softmax
 from losslab.categorical import CrossEntropyLoss, NLLLoss, cross_entropy, nll_loss
 from losslab.targets import class_index, one_hot
+from losslab.binary import (BCELoss, BCEWithLogitsLoss, SoftMarginLoss, binary_cross_entropy,
+                            binary_cross_entropy_with_logits, soft_margin_loss)

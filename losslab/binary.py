@@ -55,9 +55,10 @@ def _answer_sentence(target, broken):
     "What is wrong with the first answer that is out of range"
     where = tuple(broken.nonzero()[0].tolist())
     value = target[where].item()
-    fix = f"if {value} marks a missing answer, use ignore_index={value}"
+    fix = f"if {value:g} marks a missing answer, use ignore_index={value:g}"
+    if value != value or value % 1: fix = "if it marks a missing answer, use mask"
     if value == -1: fix += "; if -1 is the other class, use (target+1)/2 or soft_margin_loss"
-    return f"target{list(where)} is {value}, but answers lie between 0 and 1; {fix}"
+    return f"target{list(where)} is {value:g}, but answers lie between 0 and 1; {fix}"
 
 # %% ../nbs/classification/12_binary.ipynb #de9d0144
 @implements('binary_cross_entropy_with_logits')
@@ -114,8 +115,9 @@ def _read_binary(logits, target, mask, ignore_index, sample_weight):
     check_elementwise('sample_weight', sample_weight, logits.shape)
     z = full_precision(logits)
     y, mask, broken = read_answers(target, z, ignore_index, mask)
-    counts = mask if sample_weight is None else keep(sample_weight, mask) != 0
-    return (z if counts is None else keep(z, counts)), y, mask, broken
+    z = keep(z, mask)
+    if sample_weight is not None: z = keep(z, (keep(sample_weight, mask) != 0) | ~z.isnan())
+    return z, y, mask, broken
 
 def _carried_weight(target, weight, pos_weight):
     "The weight in each value"

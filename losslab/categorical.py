@@ -54,7 +54,8 @@ def class_nll(
         if weight is not None: loss = weigh(weight[labels.index], loss)
     else: loss = -weigh(_by_class(weight, labels.shares, axis), log_probs).sum(axis)
     if not label_smoothing: return loss
-    return (1-label_smoothing)*loss + label_smoothing*_uniform_nll(log_probs, axis, weight)
+    uniform = _uniform_nll(log_probs, axis, weight)
+    return uniform if label_smoothing == 1 else (1-label_smoothing)*loss + label_smoothing*uniform
 
 # %% ../nbs/classification/10_categorical.ipynb #ae3f3b3a
 def _by_class(weight, values, axis):
@@ -88,11 +89,19 @@ def _read(scores, target, axis, weight, sample_weight, mask, ignore_index, label
         check_elementwise('sample_weight', sample_weight, element_shape(scores, axis))
     scores = full_precision(scores)
     labels = read_labels(target, scores, axis, ignore_index, mask)
-    counts = labels.mask if sample_weight is None else keep(sample_weight, labels.mask) != 0
-    if counts is not None and not peek(counts.all()):
-        scores = keep(scores, counts.unsqueeze(axis))
-    if sample_weight is not None: sample_weight = sample_weight.to(scores.dtype)
+    counts = labels.mask
+    if sample_weight is not None:
+        sample_weight = keep(sample_weight.to(scores.dtype), counts)
+        counts = _usable(scores, axis, sample_weight, counts)
+    if counts is not None: scores = keep(scores, counts.unsqueeze(axis))
     return scores, labels, _class_weight(weight, scores, axis), sample_weight
+
+def _usable(scores, axis, sample_weight, mask):
+    "`mask` without the elements of weight 0 whose scores are nan: not even 0 times them is 0"
+    unused = sample_weight == 0
+    if peek(unused.any()) is False: return mask
+    usable = ~unused | ~(scores.isnan() | scores.isposinf()).any(axis)
+    return usable if mask is None else mask & usable
 
 def _class_weight(weight, scores, axis):
     "`weight` in the dtype of `scores`, checked"
@@ -144,6 +153,7 @@ def cross_entropy(
     z = tempered(z, temperature)
     args = z, labels, axis, weight, label_smoothing
     loss = implementation('cross_entropy', *args)(*args)
+    check_range('z_loss', z_loss)
     if z_loss: loss = loss + penalty_on_z(z, axis, z_loss)
     return _finish(loss, labels, axis, weight, sample_weight, reduction, normalizer)
 
@@ -154,6 +164,7 @@ def softcapped(
 )->Tensor: # (...) within (-softcap, softcap), but -inf stays -inf
     "`softcap * tanh(logits / softcap)`"
     check_range('softcap', softcap, open_low=True)
+    if softcap == float('inf'): return logits
     return torch.where(torch.isneginf(logits), logits, softcap*torch.tanh(logits/softcap))
 
 # %% ../nbs/classification/10_categorical.ipynb #1c8083ad
@@ -163,29 +174,30 @@ def penalty_on_z(
     z_loss:float, # coefficient
 )->Tensor: # (N, ...)
     "`z_loss` times the squared logarithm of the softmax's denominator"
-    check_range('z_loss', z_loss)
     return z_loss * logits.logsumexp(axis)**2
 
 # %% ../nbs/classification/10_categorical.ipynb #46f129cb
-def _takes_columns(logits, labels, axis, weight, label_smoothing):
-    return labels.index is not None and not label_smoothing
+def _any_labels(logits, labels, axis, weight, label_smoothing): return True
 
 def _is_narrow(logits, labels, axis, weight, label_smoothing):
     few = logits.shape[-1] < 16 and axis == logits.ndim-1 and logits.numel() > 2**14
     return few and logits.device.type == 'cpu' and not torch.compiler.is_compiling()
 
 # %% ../nbs/classification/10_categorical.ipynb #7b81cb71
-@implements('cross_entropy', able=_takes_columns, wins=_is_narrow)
+@implements('cross_entropy', able=_any_labels, wins=_is_narrow)
 def cross_entropy_columns(
     logits:Tensor, # (N, C, ...) unnormalised scores
-    labels:Labels, # from `read_labels`, as indices
+    labels:Labels, # from `read_labels`
     axis:int, # axis of the classes
     weight:Tensor|None=None, # (C,) weight of each class
-    label_smoothing:float=0., # must be 0
+    label_smoothing:float=0., # share of each label to spread over the possible classes
 )->Tensor: # (N, ...)
     "Cross entropy of each element, column by column"
     shifted = logits - logits.detach().amax(axis, keepdim=True)
-    loss = shifted.exp().sum(axis).log() + nll_of_index(shifted, labels.index, axis)
+    lse = shifted.exp().sum(axis).log()
+    if labels.index is None or label_smoothing:
+        return class_nll(shifted - lse.unsqueeze(axis), labels, axis, weight, label_smoothing)
+    loss = lse + nll_of_index(shifted, labels.index, axis)
     return loss if weight is None else weigh(weight[labels.index], loss)
 
 # %% ../nbs/classification/10_categorical.ipynb #90e90637

@@ -6,13 +6,13 @@ A loss is one number per element; training needs one number per step. Everything
 
 # %% auto #0
 __all__ = ['Reduction', 'reductions', 'means', 'ratio', 'LossParts', 'checks', 'readable', 'peek', 'keep', 'weigh',
-           'check_option', 'check_range', 'check_elementwise', 'check_same_shape', 'reduce_loss', 'check_reduction',
-           'full_precision', 'check_floating', 'implements', 'backend', 'implementation', 'Loss']
+           'check_option', 'check_range', 'check_floating', 'check_elementwise', 'check_same_shape', 'reduce_loss',
+           'check_reduction', 'full_precision', 'implements', 'backend', 'implementation', 'Loss']
 
 # %% ../nbs/foundations/00_core.ipynb #779e33d9
 import inspect
 import math
-from numbers import Number
+from numbers import Number, Real
 from typing import Callable, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,9 @@ class LossParts(NamedTuple):
         return self if _is_zero(other) else LossParts(self.total + other.total,
                                                       self.count + other.count)
     __radd__ = __add__
+
+    def __mul__(self, other): raise TypeError("LossParts do not multiply: scale the loss instead")
+    __rmul__ = __mul__
 
     @property
     def mean(self)->Tensor:
@@ -81,8 +84,8 @@ class _AllReduce(torch.autograd.Function):
 # %% ../nbs/foundations/00_core.ipynb #8f266cf5
 class _Setting:
     value = None
-    def __init__(self, value): self.previous, type(self).value = self.value, value
-    def __enter__(self): return self
+    def __init__(self, value): self.chosen, self.previous, type(self).value = value, self.value, value
+    def __enter__(self): type(self).value = self.chosen
     def __exit__(self, *exc): type(self).value = self.previous
 
 # %% ../nbs/foundations/00_core.ipynb #e33b8a8a
@@ -141,20 +144,40 @@ def check_option(
 # %% ../nbs/foundations/00_core.ipynb #91e2b867
 def check_range(
     name:str, # argument as the user wrote it
-    value:float|Tensor, # what it got; the value of a tensor is not read
+    value:Number|Tensor, # what it got
     low:float=0., # smallest value
     high:float=float('inf'), # largest value
     open_low:bool=False, # is `low` itself excluded?
+    tensor:bool=False, # may it be a tensor with one number?
 ):
     "Raise unless `value` is a number within the range"
-    if isinstance(value, Tensor): return
-    if isinstance(value, bool) or not isinstance(value, (int, float, Number)):
-        kind = type(value).__name__
-        raise TypeError(f"{name} is {value!r} ({kind}); it must be a number")
-    if (low < value if open_low else low <= value) and value <= high: return
+    if tensor and isinstance(value, Tensor): number = _one_number(name, value)
+    elif isinstance(value, (int, float, Real)) and not isinstance(value, bool): number = value
+    else: raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it must be a number")
+    if number is None or (low < number if open_low else low <= number) and number <= high: return
+    expected = f'at least {low:g}' if high == float('inf') else f'between {low:g} and {high:g}'
     if open_low: expected = f'larger than {low:g}'
-    else: expected = f'at least {low:g}' if high == float('inf') else f'between {low:g} and {high:g}'
-    raise ValueError(f"{name} is {value}; it must be {expected}")
+    raise ValueError(f"{name} is {number}; it must be {expected}")
+
+# %% ../nbs/foundations/00_core.ipynb #bc59fe7f
+def _one_number(name, value):
+    "The number in a tensor, or None where it cannot be read"
+    if value.numel() != 1:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; it must be one number")
+    if value.is_complex(): raise TypeError(f"{name} has dtype {value.dtype}; it must be real")
+    return peek(value.detach().reshape(()))
+
+# %% ../nbs/foundations/00_core.ipynb #6c36676b
+def check_floating(
+    name:str, # argument as the user wrote it
+    value:Tensor, # what it got
+):
+    "Raise a `TypeError` unless `value` is a real floating-point tensor"
+    if not isinstance(value, Tensor):
+        kind = type(value).__name__
+        raise TypeError(f"{name} is a {kind}; it must be a tensor: torch.as_tensor({name})")
+    if value.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        raise TypeError(f"{name} has dtype {value.dtype}; it must be floating point: {name}.float()")
 
 # %% ../nbs/foundations/00_core.ipynb #6a7c3e87
 def check_elementwise(
@@ -173,8 +196,15 @@ def check_elementwise(
         raise TypeError(f"{name} has dtype {value.dtype}; use {fix}")
     if value.shape != shape:
         raise ValueError(f"{name} has shape {tuple(value.shape)}, but the loss has one value per "
-                         f"element, shape {shape}; nothing is broadcast: use "
-                         f"{name}.expand({shape}) if that is meant")
+                         f"element, shape {shape}, and nothing is broadcast{_fix(name, value, shape)}")
+
+# %% ../nbs/foundations/00_core.ipynb #f3e72f7f
+def _fix(name, value, shape):
+    "What to write if the shape was meant, or nothing"
+    if value.numel() == math.prod(shape): return f"; use {name}.view({shape})"
+    try: value.expand(shape)
+    except RuntimeError: return ''
+    return f"; use {name}.expand({shape}) if that is meant"
 
 # %% ../nbs/foundations/00_core.ipynb #6291f5e8
 def check_same_shape(
@@ -189,9 +219,8 @@ def check_same_shape(
         raise TypeError(f"{name} is a {kind}; it must be a tensor: torch.as_tensor({name})")
     shape, expected = tuple(value.shape), tuple(other.shape)
     if shape == expected: return
-    fix = f"; use {name}.view_as({other_name})" if value.numel() == other.numel() else ''
     raise ValueError(f"{name} has shape {shape} and {other_name} has shape {expected}; "
-                     f"nothing is broadcast, both must be the same{fix}")
+                     f"nothing is broadcast{_fix(name, value, expected)}")
 
 # %% ../nbs/foundations/00_core.ipynb #a4b632f7
 def _count(loss, reduction, carried_weight, sample_weight, mask):
@@ -200,7 +229,7 @@ def _count(loss, reduction, carried_weight, sample_weight, mask):
     weights = [o for o in (carried_weight,
                            sample_weight) if o is not None and reduction != 'element_mean']
     if not weights: return loss.numel() if mask is None else mask.sum()
-    return keep(weights[0] if len(weights) == 1 else weights[0]*weights[1], mask).sum()
+    return math.prod(keep(o, mask) for o in weights).sum()
 
 # %% ../nbs/foundations/00_core.ipynb #de9c003d
 def reduce_loss(
@@ -214,8 +243,10 @@ def reduce_loss(
 )->Tensor|LossParts: # scalar; (...) for `'none'`; a pair for `'parts'`
     "Reduce `loss` by one of the named means, over the elements that count"
     check_reduction(reduction, normalizer)
+    check_floating('loss', loss)
     check_elementwise('mask', mask, loss.shape, is_mask=True)
     check_elementwise('sample_weight', sample_weight, loss.shape)
+    check_elementwise('carried_weight', carried_weight, loss.shape)
     loss = keep(loss, mask)
     if sample_weight is not None: loss = weigh(keep(sample_weight, mask), loss)
     if reduction == 'none': return loss
@@ -223,7 +254,7 @@ def reduce_loss(
     if plain and loss.numel() and reduction in means: return loss.mean()
     total = loss.sum()
     if reduction == 'sum': return total
-    count = normalizer
+    count = normalizer.reshape(()).to(total) if isinstance(normalizer, Tensor) else normalizer
     if count is None: count = _count(loss, reduction, carried_weight, sample_weight, mask)
     if reduction != 'parts': return ratio(total, count)
     if not isinstance(count, Tensor): count = total.new_full((), count, dtype=torch.long)
@@ -240,10 +271,7 @@ def check_reduction(
     if reduction in ('none', 'sum', 'parts'):
         raise ValueError(f"normalizer replaces the denominator of a mean, and "
                          f"reduction={reduction!r} has none; use reduction='mean'")
-    if isinstance(normalizer, Tensor) and normalizer.numel() != 1:
-        raise ValueError(f"normalizer has shape {tuple(normalizer.shape)}; it must be one number, "
-                         "for example mask.sum()")
-    check_range('normalizer', normalizer)
+    check_range('normalizer', normalizer, tensor=True)
 
 # %% ../nbs/foundations/00_core.ipynb #74aedb72
 def full_precision(
@@ -251,18 +279,6 @@ def full_precision(
 )->Tensor: # float32 or float64
     "`t` in `float32` if it is a half-precision tensor, else as it is"
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
-
-# %% ../nbs/foundations/00_core.ipynb #fc71095c
-def check_floating(
-    name:str, # argument as the user wrote it
-    value:Tensor, # what it got
-):
-    "Raise a `TypeError` unless `value` is a real floating-point tensor"
-    if not isinstance(value, Tensor):
-        kind = type(value).__name__
-        raise TypeError(f"{name} is a {kind}; it must be a tensor: torch.as_tensor({name})")
-    if not value.is_floating_point():
-        raise TypeError(f"{name} has dtype {value.dtype}; it must be floating point: {name}.float()")
 
 # %% ../nbs/foundations/00_core.ipynb #3ac7e802
 class _Implementation(NamedTuple):

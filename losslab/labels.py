@@ -9,6 +9,7 @@ __all__ = ['class_axis', 'element_shape', 'is_dense', 'ignored_labels', 'Labels'
 
 # %% ../nbs/foundations/05_labels.ipynb #9caade70
 from collections.abc import Iterable
+from numbers import Integral
 from typing import NamedTuple
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ def class_axis(
 )->int: # the axis, counted from 0
     "The axis of `logits` that holds the classes"
     check_floating(name, logits)
+    if isinstance(dim, bool) or not isinstance(dim, int):
+        raise TypeError(f"dim is {dim!r}; it must be a whole number, the axis of the classes")
     shape, ndim = tuple(logits.shape), logits.ndim
     if ndim == 0:
         raise ValueError(f"{name} is a single number; it must have an axis of classes")
@@ -87,8 +90,9 @@ def ignored_labels(
 )->tuple: # of ints
     "The labels that do not count, as a tuple"
     if ignore_index is None: return ()
-    labels = tuple(ignore_index) if isinstance(ignore_index, Iterable) else (ignore_index,)
-    if any(isinstance(o, bool) or not isinstance(o, int) for o in labels):
+    several = isinstance(ignore_index, Iterable) and not isinstance(ignore_index, Tensor)
+    labels = tuple(ignore_index) if several else (ignore_index,)
+    if any(isinstance(o, bool) or not isinstance(o, Integral) for o in labels):
         raise TypeError(f"ignore_index is {ignore_index!r}; it must be a whole number or several, "
                         "for example -100 or (0, 255)")
     return labels
@@ -123,7 +127,7 @@ def _range_sentence(target, broken, n):
     if (used == n).all() and target[target >= 0].min() > 0:
         fix = "the labels seem to count from 1, so use target - 1"
     place = list(where) if where else ''
-    return (f"target{place} is {label}, but the logits have {n} classes, "
+    return (f"target{place} is {label}, but there are {n} classes, "
             f"so labels are 0 to {n-1}; {fix}")
 
 # %% ../nbs/foundations/05_labels.ipynb #fc1dd5f1
@@ -136,7 +140,7 @@ def _read_shares(target, dtype, axis, ignored, mask):
         ignore = (elsewhere == 0).all(axis) & (shares != 0).any(axis)
         mask = ~ignore if mask is None else mask & ~ignore
     span = _span(shares.detach())
-    if target.is_floating_point() and not (span and span[0] < -_SLACK): broken = None
+    if target.is_floating_point() and (not span or span[0] >= -_SLACK): broken = None
     else:
         broken = _not_labels(target, axis) if mask is None else _not_labels(target,
                                                                             axis) & mask

@@ -24,7 +24,9 @@ def tempered(
     temperature:float|Tensor=1., # larger than 0; a number, a tensor of one, or one with the axes of `logits` and length 1 where it is shared
 )->Tensor: # (...) `logits / temperature`
     "Divide log-odds by a temperature: above 1 a model is less sure, below 1 surer"
-    check_range('temperature', temperature, open_low=True)
+    shared = isinstance(temperature, Tensor) and temperature.numel() > 1
+    smallest = temperature.detach().amin() if shared else temperature
+    check_range('temperature', smallest, open_low=True, tensor=True)
     if not isinstance(temperature, Tensor): return logits if temperature==1 else logits / temperature
     if temperature.numel()==1: temperature = temperature.reshape(())
     elif temperature.ndim!=logits.ndim or any(a not in (1, b) for a,b in zip(temperature.shape, logits.shape)):
