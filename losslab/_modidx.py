@@ -226,6 +226,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'losslab/margin.py'),
                                 'losslab.margin.read_label_lists': ('classification/margin.html#read_label_lists', 'losslab/margin.py'),
                                 'losslab.margin.read_signs': ('classification/margin.html#read_signs', 'losslab/margin.py')},
+            'losslab.masking': { 'losslab.masking._check_lengths': ('classification/masking.html#_check_lengths', 'losslab/masking.py'),
+                                 'losslab.masking.lengths_to_mask': ('classification/masking.html#lengths_to_mask', 'losslab/masking.py')},
             'losslab.metrics': { 'losslab.metrics.Moments': ('judging/metrics.html#moments', 'losslab/metrics.py'),
                                  'losslab.metrics.Moments.__add__': ('judging/metrics.html#moments.__add__', 'losslab/metrics.py'),
                                  'losslab.metrics.Moments.all_reduce': ('judging/metrics.html#moments.all_reduce', 'losslab/metrics.py'),

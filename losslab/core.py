@@ -229,7 +229,8 @@ def _count(loss, reduction, carried_weight, sample_weight, mask):
     weights = [o for o in (carried_weight,
                            sample_weight) if o is not None and reduction != 'element_mean']
     if not weights: return loss.numel() if mask is None else mask.sum()
-    return math.prod(keep(o, mask) for o in weights).sum()
+    kept = [keep(o, mask) for o in weights]
+    return (kept[0] if len(kept) == 1 else kept[0]*kept[1]).sum()
 
 # %% ../nbs/foundations/00_core.ipynb #de9c003d
 def reduce_loss(
