@@ -57,13 +57,14 @@ SAVED   := $(NBS:%.ipynb=.run/%.saved)
 # $(1) notebook, $(2) options of nbdev-test; what the run prints is shown if it fails
 define run_notebook
 mkdir -p $(dir .run/$(1)); echo 'Running $(1)'; start=$$(date +%s); \
-$(BIN)/nbdev-test $(1) $(2) > .run/$(1).log 2>&1 || { cat .run/$(1).log; exit 1; }; \
+TQDM_DISABLE=1 $(BIN)/nbdev-test $(1) $(2) > .run/$(1).log 2>&1 || { cat .run/$(1).log; exit 1; }; \
 echo "  ran $(1) in $$(($$(date +%s) - start)) s"
 endef
 
 notebooks: $(RAN) ## Run the notebooks that changed, or all of them after a change of a module
 
-test: $(RAN) ## Run the notebooks and the tests
+test: $(RAN) ## Run the notebooks, the linter and the tests
+	@$(BIN)/ruff check -q
 	@echo 'Running the tests'
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
@@ -77,7 +78,7 @@ readme: | $(ENV) ## Make README.md from the home page
 	@$(BIN)/python -m tools.readme
 
 bench: .run/modules ## Compare the speed of the losses with PyTorch's
-	@$(BIN)/python -m losslab.bench
+	@env -u OMP_NUM_THREADS -u MKL_NUM_THREADS -u OPENBLAS_NUM_THREADS $(BIN)/python -m losslab.bench
 
 # ---- The site
 

@@ -47,7 +47,7 @@ def time_in_turns(
     times = {name: [] for name in candidates}
     number = max(1,
                  int(seconds / min(t.timeit(1).mean for t in timers.values() for _ in range(2))))
-    for i in range(rounds+1):
+    for _ in range(rounds+1):
         for name,t in timers.items(): times[name].append(t.timeit(number).mean)
     return {name: t[1:] for name,t in times.items()}
 
