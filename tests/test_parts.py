@@ -98,6 +98,13 @@ def test_reduce_loss_without_axes():
     assert reduce_loss(torch.tensor(3.), 'parts') == (3, 1)
 
 
+def test_only_nothing_over_nothing_is_0():
+    "A sum that is not 0 over a count of 0 is inf, as in PyTorch"
+    assert reduce_loss(torch.ones(2), carried_weight=torch.zeros(2)) == torch.inf
+    assert reduce_loss(torch.zeros(2), carried_weight=torch.zeros(2)) == 0
+    assert LossParts(torch.tensor(1.), torch.tensor(0)).mean == torch.inf
+
+
 WORKER = '''
     import sys, torch, torch.distributed as dist, losslab as ll
     from torch.nn.parallel import DistributedDataParallel as DDP

@@ -62,7 +62,6 @@ def test_learnable_options():
     assert check(lambda n: ll.cross_entropy(z, index, normalizer=n), positive())
 
 
-@pytest.mark.xfail(strict=True, reason='the logits of an element of weight 0 are replaced by 0, so its derivative is log C instead of its loss')
 def test_a_sample_weight_of_0_can_be_learned():
     "The derivative in a sample weight is the loss of the element, also where the weight is 0 (learning to reweight starts there)"
     z, target = data('index')
