@@ -180,6 +180,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'losslab.labels._share_dtype': ('foundations/labels.html#_share_dtype', 'losslab/labels.py'),
                                 'losslab.labels._span': ('foundations/labels.html#_span', 'losslab/labels.py'),
                                 'losslab.labels._unreadable': ('foundations/labels.html#_unreadable', 'losslab/labels.py'),
+                                'losslab.labels.along': ('foundations/labels.html#along', 'losslab/labels.py'),
                                 'losslab.labels.class_axis': ('foundations/labels.html#class_axis', 'losslab/labels.py'),
                                 'losslab.labels.element_shape': ('foundations/labels.html#element_shape', 'losslab/labels.py'),
                                 'losslab.labels.ignored_labels': ('foundations/labels.html#ignored_labels', 'losslab/labels.py'),

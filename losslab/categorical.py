@@ -26,7 +26,7 @@ from .core import (Loss, LossParts, Reduction, check_range, check_elementwise,
                           full_precision, implementation,
                           implements, keep, peek, reduce_loss, weigh)
 from .logits import tempered
-from .labels import Labels, class_axis, element_shape, read_labels
+from .labels import Labels, along, class_axis, element_shape, read_labels
 
 # %% ../nbs/classification/10_categorical.ipynb #502ef538
 def nll_of_index(
@@ -60,7 +60,7 @@ def class_nll(
 # %% ../nbs/classification/10_categorical.ipynb #ae3f3b3a
 def _by_class(weight, values, axis):
     "`values` times the `weight` of each class"
-    return values if weight is None else values * weight.view(-1, *[1]*(values.ndim-1-axis))
+    return values if weight is None else values * along(weight, values, axis)
 
 # %% ../nbs/classification/10_categorical.ipynb #28b83b26
 def _uniform_nll(log_probs, axis, weight):
