@@ -38,12 +38,12 @@ def read_answers(
     "Read yes-or-no answers, or say what is wrong with them"
     check_same_shape('target', target, 'logits', logits)
     check_elementwise('mask', mask, logits.shape, is_mask=True)
-    y = target.to(logits.dtype)
+    y, ignored = target.to(logits.dtype), ignored_labels(ignore_index)
     span = [peek(o) for o in y.detach().aminmax()] if y.numel() and readable(y) else [None]
-    if mask is None and span[0] is not None and -_SLACK <= span[0] and span[1] <= 1 + _SLACK:
-        return y, None, None
+    fine = span[0] is not None and -_SLACK <= span[0] and span[1] <= 1 + _SLACK
+    if mask is None and fine and not any(0 <= o <= 1 for o in ignored): return y, None, None
     counts = torch.ones_like(y, dtype=torch.bool) if mask is None else mask
-    for o in ignored_labels(ignore_index): counts = counts & (target != o)
+    for o in ignored: counts = counts & (target != o)
     broken = counts & ~((y >= -_SLACK) & (y <= 1 + _SLACK))
     if peek(broken.any()): raise ValueError(_answer_sentence(target, broken))
     return keep(y, counts), counts, broken if span[0] is None else None
@@ -93,7 +93,7 @@ def binary_cross_entropy_with_logits(
     pos_weight:Tensor|None=None, # broadcastable, weight of the answer yes, not counted by `'mean'`
     sample_weight:Tensor|None=None, # (...) weight of each element, counted by every mean
     mask:Tensor|None=None, # (...) bool, True where an element counts
-    ignore_index:int|Iterable[int]|None=-100, # answers outside of 0 to 1 that do not count
+    ignore_index:int|Iterable[int]|None=-100, # answers that do not count, one or several
     label_smoothing:float=0., # share of each answer to spread over yes and no
     temperature:float|Tensor=1., # divide logits by this
     reduction:Reduction='mean', # see `reduce_loss`
@@ -162,7 +162,7 @@ def binary_cross_entropy(
     weight:Tensor|None=None, # broadcastable, factor of the loss, not counted by `'mean'`
     sample_weight:Tensor|None=None, # (...) weight of each element, counted by every mean
     mask:Tensor|None=None, # (...) bool, True where an element counts
-    ignore_index:int|Iterable[int]|None=-100, # answers outside of 0 to 1 that do not count
+    ignore_index:int|Iterable[int]|None=-100, # answers that do not count, one or several
     label_smoothing:float=0., # share of each answer to spread over yes and no
     reduction:Reduction='mean', # see `reduce_loss`
     normalizer:Tensor|Number|None=None, # divide by this instead
