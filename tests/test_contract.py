@@ -16,7 +16,24 @@ import losslab as ll
 EVERY_LOSS = {'sample_weight', 'mask', 'reduction', 'normalizer'}
 OVER_CLASSES = {'weight', 'ignore_index', 'label_smoothing', 'dim'}
 ARGUMENTS = {'weight', 'sample_weight', 'pos_weight', 'mask', 'ignore_index', 'label_smoothing', 'dim', 'reduction', 'normalizer', 'temperature', 'gamma', 'alpha',
-             'margin', 'mu', 'logvar', 'softcap', 'z_loss'}
+             'margin', 'mu', 'logvar', 'softcap', 'z_loss', 'p', 'log_target', 'detach_teacher'}
+FIRST = {'logits', 'log_probs', 'probs', 'input', 'input1', 'student_logits'}
+SIGNS = torch.tensor([1., 1., 1., -1., -1.])
+LABELS = torch.tensor([0, 1, -100, 2, 3])
+ANSWERS = torch.tensor([[0., 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 1, 0]])
+
+
+def example(fn):
+    "Arguments that `fn` takes, five elements or rows of four classes"
+    generator = torch.Generator().manual_seed(0)
+    scores, rows = torch.rand(5, generator=generator), torch.randn(5, 4, generator=generator).log_softmax(1)
+    own = {'margin_ranking_loss': (scores, scores.flip(0), SIGNS), 'multilabel_margin_loss': (rows, ANSWERS), 'multilabel_soft_margin_loss': (rows, ANSWERS),
+           'kl_div': (rows, rows.flip(0).exp()), 'distillation_loss': (rows, rows.flip(0))}
+    if fn.__name__ in own: return own[fn.__name__]
+    if 'dim' in inspect.signature(fn).parameters: return rows, LABELS
+    return scores, SIGNS if fn.__name__ in ('soft_margin_loss', 'hinge_loss', 'hinge_embedding_loss') else SIGNS.clamp(min=0)
+
+
 MODULES = sorted(o.name for o in pkgutil.iter_modules(ll.__path__) if not o.name.startswith('_') and o.name != 'bench')
 CLASSES = [o for o in vars(ll).values() if isinstance(o, type) and issubclass(o, ll.Loss) and o is not ll.Loss]
 LOSSES = [o.fn for o in CLASSES]
@@ -47,13 +64,12 @@ def test_functions_of_the_package_are_losses_with_classes():
 def test_option_names(fn):
     "Everything after `target` is keyword-only, and the shared options have their names and their defaults"
     params = inspect.signature(fn).parameters
-    kinds = [o.kind for o in params.values()]
-    assert kinds[:2] == [inspect.Parameter.POSITIONAL_OR_KEYWORD]*2 and set(kinds[2:]) == {inspect.Parameter.KEYWORD_ONLY}
-    first, second, *_ = params
-    assert first in ('logits', 'log_probs', 'probs', 'input') and second == 'target'
-    names = set(params) - {first, 'target'}
+    positional = [k for k, o in params.items() if o.kind is not inspect.Parameter.KEYWORD_ONLY]
+    assert positional == list(params)[:len(positional)] and len(positional) in (2, 3)
+    assert next(iter(params)) in FIRST
+    names = set(params)
     assert EVERY_LOSS <= names
-    if 'dim' in names: assert OVER_CLASSES <= names
+    if {'dim', 'label_smoothing'} <= names: assert OVER_CLASSES <= names
     assert params['reduction'].default == 'mean' and params['normalizer'].default is params['mask'].default is params['sample_weight'].default is None
 
 
@@ -63,7 +79,8 @@ def test_same_name_same_meaning():
     for fn in LOSSES:
         for name, o in inspect.signature(fn).parameters.items():
             if o.kind is o.KEYWORD_ONLY: seen.setdefault(name, set()).add(o.default)
-    assert {k: v for k, v in seen.items() if len(v) > 1} == {}
+    differ = {k: v for k, v in seen.items() if len(v) > 1}
+    assert differ == {'margin': {0., 1.}, 'dim': {1, None}}  # PyTorch's own: no margin where scores are ranked, and no class axis in kl_div
     assert set(seen) <= ARGUMENTS
 
 
@@ -72,15 +89,15 @@ def test_a_module_is_its_function(cls):
     "The options, defaults and results of the class are those of the function; PyTorch's class has no option that ours lacks"
     params = {k: o for k, o in inspect.signature(cls.fn).parameters.items() if o.kind is o.KEYWORD_ONLY}
     assert {k: o.default for k, o in params.items()} == cls.options == {k: o.default for k, o in inspect.signature(cls).parameters.items()}
-    classes = 'dim' in params
-    z, target = (torch.randn(5, 4).log_softmax(1), torch.tensor([0, 1, -100, 2, 3])) if classes else (torch.rand(5), torch.tensor([1., 1., 1., -1., -1.]))
-    if 'ignore_index' in params and not classes: target = target.clamp(min=0)
-    for options in {}, dict(weight=torch.rand(4 if classes else 5)), dict(sample_weight=torch.rand(5), mask=torch.rand(5) < .6), dict(reduction='none', label_smoothing=.1), \
-            dict(ignore_index=(7, -100)), dict(normalizer=7), dict(reduction='sum'):
+    args = example(cls.fn)
+    shape = cls.fn(*args, reduction='none').shape
+    by_class = 'dim' in params and len(shape) == 1
+    for options in {}, dict(weight=torch.rand(4 if by_class else 5)), dict(sample_weight=torch.rand(shape), mask=torch.rand(shape) < .6), \
+            dict(reduction='none', label_smoothing=.1), dict(ignore_index=(7, -100)), dict(normalizer=7), dict(reduction='sum'):
         options = {k: v for k, v in options.items() if k in params}
-        expected = cls.fn(z, target, **options)
-        torch.testing.assert_close(cls(**options)(z, target), expected, rtol=0, atol=0)
-        torch.testing.assert_close(cls()(z, target, **options), expected, rtol=0, atol=0)
+        expected = cls.fn(*args, **options)
+        torch.testing.assert_close(cls(**options)(*args), expected, rtol=0, atol=0)
+        torch.testing.assert_close(cls()(*args, **options), expected, rtol=0, atol=0)
     if theirs := getattr(nn, cls.__name__, None):
         assert set(inspect.signature(theirs).parameters) - {'size_average', 'reduce'} <= set(cls.options)
         for name, o in inspect.signature(theirs).parameters.items():
