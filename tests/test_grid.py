@@ -9,7 +9,7 @@ from oracle import INDEX_DTYPES, REDUCTIONS, assert_same, grid, make_logits, mak
 import losslab as ll
 
 SHAPES = (4,), (5, 4), (3, 4, 2), (2, 4, 3, 2)
-LAYOUTS = [(s, 1) for s in SHAPES] + [((2, 3, 4), -1), ((4, 5), 0), ((2, 3, 2, 4), 3)]
+LAYOUTS = [(s, 1) for s in SHAPES] + [((2, 3, 4), -1), ((4, 5), 0), ((1, 3, 2, 4, 2), 3)]
 W = torch.tensor([.5, 2., .25, 1.5], dtype=torch.float64)
 W0 = torch.tensor([.5, 2., 0., 1.5], dtype=torch.float64)
 
@@ -41,7 +41,7 @@ def test_nll_loss_equals_pytorch(shape):
         assert_same(value_and_grad(lambda z: ll.nll_loss(z, target, **o), lp), value_and_grad(lambda z: F.nll_loss(z, target, **o), lp), f'{o}')
 
 
-@pytest.mark.parametrize('kind,backend', [('index', 'reference'), ('index', 'fused'), ('onehot', 'auto'), ('bool', 'auto'), ('shares', 'auto')])
+@pytest.mark.parametrize('kind,backend', [('index', 'reference'), ('index', 'fused'), ('onehot', 'fused'), ('bool', 'auto'), ('shares', 'auto')])
 @pytest.mark.parametrize('shape,dim', LAYOUTS, ids=str)
 def test_equals_the_oracle(shape, dim, kind, backend):
     "Named means, masks, sample weights, several ignored labels: value and gradient of the slow oracle"
@@ -64,6 +64,15 @@ def test_options_on_logits(shape, dim, kind):
     for o in grid(reduction=('none', 'mean'), temperature=(1., .5), softcap=(None, 2.), z_loss=(0., .1), label_smoothing=(0., .3), with_weights=(False, True)):
         if o.pop('with_weights'): o |= weights
         assert_same(value_and_grad(lambda z: ll.cross_entropy(z, target, dim=dim, **o), logits), oracle(logits, target, dim=dim, **o), f'{o}')
+
+
+def test_temperature_as_a_tensor():
+    "A tensor of one number is that number; one with the axes of the logits is a temperature for each row or class"
+    logits, target, t = make_logits((5, 4)), make_target('index', (5, 4), 1), torch.rand(5, 1, dtype=torch.float64) + .5
+    logits[:, 3], target = -torch.inf, target.clamp(max=2)
+    assert_same([ll.cross_entropy(logits, target, temperature=torch.tensor(.5, dtype=torch.float64))], [ll.cross_entropy(logits, target, temperature=.5)])
+    assert_same([ll.cross_entropy(logits, target, temperature=t)], [ll.cross_entropy(logits/t, target)])
+    assert_same([ll.cross_entropy(logits, target, temperature=t.new_tensor([[1, 2, 3, 4]]))], [ll.cross_entropy(logits/torch.arange(1, 5), target)])
 
 
 @pytest.mark.parametrize('kind', ['index', 'onehot', 'shares'])
@@ -146,6 +155,6 @@ def test_narrow_logits_take_the_fast_path():
     target[::7] = -100
     logits[::3, 1] = -torch.inf
     target[(target == 1)] = 2
-    for o in grid(weight=(None, torch.rand(5, dtype=torch.float64)), sample_weight=(None, sample_weight), reduction=('none', 'mean')):
+    for o in grid(weight=(None, torch.rand(5, dtype=torch.float64)), sample_weight=(None, sample_weight), reduction=('none', 'mean'), label_smoothing=(0., .1)):
         with ll.backend('reference'): expected = value_and_grad(lambda z: ll.cross_entropy(z, target, **o), logits)
         assert_same(value_and_grad(lambda z: ll.cross_entropy(z, target, **o), logits), expected, f'{o}')

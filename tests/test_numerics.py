@@ -33,17 +33,17 @@ def row_mask(mask, logits, dim): return mask.unsqueeze(dim).expand_as(logits)
 @pytest.mark.parametrize('dtype,size', EXTREMES, ids=str)
 def test_large_logits(dtype, size, kind, backend):
     "Finite logits of any size: finite loss, finite gradient that sums to 0 over the classes, and the loss is the margin"
-    logits = torch.tensor([[1., -1, 0, .5], [-1, 1, 1, -1], [0, 0, 0, 1], [1, 1, 1, 1]], dtype=torch.float64).mul(size).to(dtype)
-    target = {'index': torch.tensor([1, 1, 0, 2])}.get(kind, F.one_hot(torch.tensor([1, 1, 0, 2]), 4))
-    if kind == 'shares': target = target.double()
+    logits = torch.tensor([[1., -1, 0, .5], [-1, 1, 1, -1], [0, 0, 0, 1], [1, 1, 1, 1], [-1, -1, -1, -1]], dtype=torch.float64).mul(size).to(dtype)
+    index = torch.tensor([1, 1, 0, 2, 3])
+    target = index if kind == 'index' else F.one_hot(index, 4).to(torch.float64 if kind == 'shares' else torch.long)
     with ll.backend(backend):
         for o in grid(reduction=('none', 'mean'), label_smoothing=(0., .1), weight=(None, W), softcap=(None, 30.), temperature=(1., 2.)):
             value, grad = run(logits, target, **o)
             assert value.isfinite().all() and grad.isfinite().all(), o
-            if not o['softcap']: torch.testing.assert_close(grad.double().sum(1), torch.zeros(4, dtype=torch.float64), rtol=0, atol=2e-2 if grad.dtype.itemsize == 2 else 1e-6)
+            if not o['softcap']: torch.testing.assert_close(grad.double().sum(1), torch.zeros(5, dtype=torch.float64), rtol=0, atol=2e-2 if grad.dtype.itemsize == 2 else 1e-6)
         value, _ = run(logits, target, reduction='none')
         z = logits.to(value.dtype)
-        torch.testing.assert_close(value, z.amax(1) - z.gather(1, torch.tensor([1, 1, 0, 2])[:, None])[:, 0] + torch.tensor([0, 2, 0, 4]).clamp(min=1).log())
+        torch.testing.assert_close(value, z.amax(1) - z.gather(1, index[:, None])[:, 0] + torch.tensor([1, 2, 1, 4, 4]).log())
 
 
 def test_accuracy_against_decimals():
@@ -73,7 +73,7 @@ def test_float32_stays_close_to_float64_on_many_classes():
     torch.testing.assert_close(grad.double(), exact, rtol=1e-4, atol=1e-8)
 
 
-@pytest.mark.parametrize('kind,backend', [('index', 'reference'), ('index', 'fused'), ('onehot', 'auto'), ('shares', 'auto')])
+@pytest.mark.parametrize('kind,backend', [('index', 'reference'), ('index', 'fused'), ('onehot', 'auto'), ('shares', 'fused')])
 def test_impossible_classes(kind, backend):
     "A logit of -inf is a class that is not there: the loss is that of the others, its gradient is 0"
     z = torch.randn(6, 4, dtype=torch.float64)
@@ -183,9 +183,20 @@ def test_nan_in_labels_and_weights_under_a_mask():
 def test_nan_under_a_mask_and_learned_class_weights():
     "A masked nan among the sample weights does not reach the gradient of the class weights through the denominator"
     z, mask, s = torch.randn(3, 3), torch.tensor([True, False, True]), torch.tensor([1., NAN, 2.])
-    w = torch.ones(3, requires_grad=True)
-    g, = torch.autograd.grad(ll.cross_entropy(z, torch.tensor([0, 1, 2]), mask=mask, sample_weight=s, weight=w), w)
-    assert g.isfinite().all()
+    w, shares = torch.ones(3, requires_grad=True), torch.tensor([[1., 0, 0], [NAN, 1, NAN], [0, .5, .5]])
+    for target in torch.tensor([0, 1, 2]), shares:
+        for reduction in 'mean', 'weighted_mean':
+            g, = torch.autograd.grad(ll.cross_entropy(z, target, mask=mask, sample_weight=s, weight=w, reduction=reduction), w)
+            assert g.isfinite().all()
+
+
+def test_a_row_without_shares_is_not_an_ignored_row():
+    "Shares that are all 0 cost nothing but count; a row is ignored only if it has a share, and all of it on ignored classes"
+    z, q = torch.randn(3, 3, dtype=torch.float64), torch.tensor([[0, 0, 0], [0, 1, 0], [.5, .5, 0]], dtype=torch.float64)
+    each = ll.cross_entropy(z, q, ignore_index=1, reduction='none')
+    assert each[0] == 0 and each[1] == 0 and each[2] > 0
+    assert ll.cross_entropy(z, q, ignore_index=1, reduction='parts').count == 2
+    assert ll.cross_entropy(z, q, ignore_index=(0, 1), reduction='parts').count == 1
 
 
 @pytest.mark.parametrize('reduction', ['mean', 'weighted_mean', 'element_mean', 'batchmean', 'sum', 'none'])
