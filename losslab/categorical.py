@@ -97,10 +97,10 @@ def _read(scores, target, axis, weight, sample_weight, mask, ignore_index, label
     return scores, labels, _class_weight(weight, scores, axis), sample_weight
 
 def _usable(scores, axis, sample_weight, mask):
-    "`mask` without the elements of weight 0 whose scores are nan: not even 0 times them is 0"
+    "`mask` without elements of weight 0 whose scores allow no softmax: 0 times nan is nan"
     unused = sample_weight == 0
     if peek(unused.any()) is False: return mask
-    usable = ~unused | ~(scores.isnan() | scores.isposinf()).any(axis)
+    usable = ~unused | scores.logsumexp(axis).isfinite()
     return usable if mask is None else mask & usable
 
 def _class_weight(weight, scores, axis):
