@@ -37,7 +37,7 @@ def test_large_logits(dtype, size, kind, backend):
     index = torch.tensor([1, 1, 0, 2, 3])
     target = index if kind == 'index' else F.one_hot(index, 4).to(torch.float64 if kind == 'shares' else torch.long)
     with ll.backend(backend):
-        for o in grid(reduction=('none', 'mean'), label_smoothing=(0., .1), weight=(None, W), softcap=(None, 30.), temperature=(1., 2.)):
+        for o in grid(reduction=('none', 'mean'), label_smoothing=(0., .1), weight=(None, W), softcap=(None, 30.), temperature=(1., torch.tensor(2.))):
             value, grad = run(logits, target, **o)
             assert value.isfinite().all() and grad.isfinite().all(), o
             if not o['softcap']: torch.testing.assert_close(grad.double().sum(1), torch.zeros(5, dtype=torch.float64), rtol=0, atol=2e-2 if grad.dtype.itemsize == 2 else 1e-6)
