@@ -104,6 +104,17 @@ def test_a_module_is_its_function(cls):
             if name in cls.options: assert cls.options[name] == o.default, name
 
 
+@pytest.mark.parametrize('changed', [lambda t: t[..., None], lambda t: t[:1], lambda t: t[None], lambda t: t[0]], ids=['column', 'first', 'row', 'one'])
+@pytest.mark.parametrize('fn', LOSSES, ids=lambda o: o.__name__)
+def test_nothing_broadcasts(fn, changed):
+    "Arguments whose shapes do not belong together are refused, with both shapes in the sentence"
+    args = example(fn)
+    for i in range(len(args)):
+        bad = [changed(o) if j == i else o for j, o in enumerate(args)]
+        with pytest.raises((ValueError, TypeError)) as caught: fn(*bad)
+        for o in bad[:2] if i < 2 else bad[i:]: assert str(tuple(o.shape)) in str(caught.value)
+
+
 def test_a_new_loss_is_one_line():
     "Any function becomes a module; an option without default is asked for; tensors become buffers"
     def my_loss(logits, target, *, margin, weight=None, reduction='mean'):

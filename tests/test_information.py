@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import REDUCTIONS, TIGHT, assert_same, cotangent, grid, value_and_grad
+from oracle import REDUCTIONS, TIGHT, assert_same, grid, value_and_grad
 from torch.distributions import Categorical, kl_divergence as torch_kl
 from torch.func import grad, hessian, jvp, vmap
 
