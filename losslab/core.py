@@ -153,7 +153,9 @@ def check_range(
     "Raise unless `value` is a number within the range"
     if tensor and isinstance(value, Tensor): number = _one_number(name, value)
     elif isinstance(value, (int, float, Real)) and not isinstance(value, bool): number = value
-    else: raise TypeError(f"{name} is {value!r} ({type(value).__name__}); it must be a number")
+    else:
+        shown = f'shape {tuple(value.shape)}' if isinstance(value, Tensor) else repr(value)
+        raise TypeError(f"{name} is {shown} ({type(value).__name__}); it must be a number")
     if number is None or (low < number if open_low else low <= number) and number <= high: return
     expected = f'at least {low:g}' if high == float('inf') else f'between {low:g} and {high:g}'
     if open_low: expected = f'larger than {low:g}'
