@@ -37,6 +37,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'losslab.categorical._finish': ('classification/categorical.html#_finish', 'losslab/categorical.py'),
                                      'losslab.categorical._is_narrow': ( 'classification/categorical.html#_is_narrow',
                                                                          'losslab/categorical.py'),
+                                     'losslab.categorical._plain': ('classification/categorical.html#_plain', 'losslab/categorical.py'),
                                      'losslab.categorical._read': ('classification/categorical.html#_read', 'losslab/categorical.py'),
                                      'losslab.categorical._uniform_nll': ( 'classification/categorical.html#_uniform_nll',
                                                                            'losslab/categorical.py'),

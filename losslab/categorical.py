@@ -22,9 +22,9 @@ from numbers import Number
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import (Loss, LossParts, Reduction, check_range, check_elementwise,
-                          full_precision, implementation,
-                          implements, keep, peek, reduce_loss, weigh)
+from .core import (Loss, LossParts, Reduction, backend, check_range, check_elementwise,
+                          full_precision, implementation, implements, keep, means, peek,
+                          readable, reduce_loss, weigh)
 from .logits import tempered
 from .labels import Labels, along, class_axis, element_shape, read_labels
 
@@ -146,6 +146,9 @@ def cross_entropy(
     normalizer:Tensor|Number|None=None, # divide by this instead
 )->Tensor|LossParts: # scalar; (N, ...) for `'none'`; a pair for `'parts'`
     "Negative log-likelihood of `target` under `softmax(logits)`"
+    options = (weight, sample_weight, mask, softcap, normalizer, ignore_index, dim,
+               label_smoothing, temperature, z_loss)
+    if (loss := _plain(logits, target, options, reduction)) is not None: return loss
     axis = class_axis(logits, dim)
     z, labels, weight, sample_weight = _read(logits, target, axis, weight, sample_weight,
                                              mask, ignore_index, label_smoothing)
@@ -156,6 +159,28 @@ def cross_entropy(
     check_range('z_loss', z_loss)
     if z_loss: loss = loss + penalty_on_z(z, axis, z_loss)
     return _finish(loss, labels, axis, weight, sample_weight, reduction, normalizer)
+
+# %% ../nbs/classification/10_categorical.ipynb #30e6d0f3
+def _is_narrow(logits, labels, axis, weight, label_smoothing):
+    few = logits.shape[-1] < 16 and axis == logits.ndim-1 and logits.numel() > 2**14
+    return few and logits.device.type == 'cpu' and not torch.compiler.is_compiling()
+
+# %% ../nbs/classification/10_categorical.ipynb #7bf1e353
+_plain_options = [cross_entropy.__kwdefaults__[o] for o in (
+    'weight', 'sample_weight', 'mask', 'softcap', 'normalizer', 'ignore_index', 'dim',
+    'label_smoothing', 'temperature', 'z_loss')]
+_no_label = -2**62
+
+def _plain(logits, target, options, reduction):
+    "PyTorch's loss where nothing but the labels could go wrong and nothing did, else None"
+    if backend.value == 'reference' or any(a is not b for a,b in zip(options, _plain_options)): return None
+    if not isinstance(logits, Tensor) or not isinstance(target, Tensor) or not readable(logits): return None
+    fits = target.dtype == torch.int64 and logits.dtype == torch.float32
+    if not fits or logits.ndim < 2 or target.ndim != logits.ndim-1 or not logits.numel(): return None
+    if _is_narrow(logits, None, 1, None, 0.) or reduction not in ('none', 'sum', *means): return None
+    reduction = 'mean' if reduction in means else reduction
+    try: return F.cross_entropy(logits, target, ignore_index=_no_label, reduction=reduction)
+    except (IndexError, RuntimeError, ValueError): return None
 
 # %% ../nbs/classification/10_categorical.ipynb #f01ae17c
 def softcapped(
@@ -179,11 +204,6 @@ def penalty_on_z(
 # %% ../nbs/classification/10_categorical.ipynb #46f129cb
 def _any_labels(logits, labels, axis, weight, label_smoothing): return True
 
-def _is_narrow(logits, labels, axis, weight, label_smoothing):
-    few = logits.shape[-1] < 16 and axis == logits.ndim-1 and logits.numel() > 2**14
-    return few and logits.device.type == 'cpu' and not torch.compiler.is_compiling()
-
-# %% ../nbs/classification/10_categorical.ipynb #7b81cb71
 @implements('cross_entropy', able=_any_labels, wins=_is_narrow)
 def cross_entropy_columns(
     logits:Tensor, # (N, C, ...) unnormalised scores
