@@ -270,3 +270,17 @@ def test_losses_do_not_stop_at_extreme_temperatures(dtype):
     "A division by a small temperature keeps the loss finite for logits of ordinary size"
     value, grad = run(torch.tensor([[100., -100., 3.]], dtype=dtype), torch.tensor([1]), temperature=1e-4)
     assert value.isfinite() and grad.isfinite().all()
+
+
+@pytest.mark.parametrize('target', [[-100, -100, -100], [0, -100, 2]], ids=['all', 'one'])
+def test_ignored_labels_of_the_plain_float32_call(target):
+    "Nothing is set and nothing counts, or the row that does not count is nan: the same rules as with options"
+    z = torch.randn(3, 4)
+    z[1] = NAN
+    z.requires_grad_()
+    loss = ll.cross_entropy(z, torch.tensor(target))
+    grad, = torch.autograd.grad(loss, z)
+    kept = [i for i, t in enumerate(target) if t >= 0]
+    expected = F.cross_entropy(z[kept], torch.tensor(target)[kept]) if kept else torch.tensor(0.)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    assert grad.isfinite().all() and (grad[1] == 0).all()
