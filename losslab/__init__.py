@@ -6,13 +6,13 @@ Use it as a library, because the names and the numbers are PyTorch's and the edg
 
 Modules:
 
+- `losslab.accuracy`: An accuracy is a rule and a mean: name the rule, keep the sums, and say how far off the mean may be
 - `losslab.binary`: One question with two answers, asked as often as you like
 - `losslab.categorical`: Why the loss of a classifier is the logarithm of one number
 - `losslab.information`: A loss is a number of bits: what they count, and what yours says
 - `losslab.logits`: A classifier speaks in log-odds; probabilities are a change of units
 - `losslab.margin`: A hinge stops at enough, squared error stops where it is most wrong
 - `losslab.masking`: What does not count must leave the sum, the count and the gradient, and sometimes the softmax
-- `losslab.metrics`: An accuracy is a rule and a mean: name the rule, keep the sums, and say how far off the mean may be
 - `losslab.smoothing`: A label that admits doubt gives the loss a floor, and the logits a place to stop
 - `losslab.targets`: The spelling of a label never changes its loss, only what the mean divides by
 - `losslab.viz`: A colour that always means the same thing is a sentence you need not read"""
@@ -36,4 +36,4 @@ from losslab.margin import (BinaryBrierLoss, BrierLoss, HingeEmbeddingLoss, Hing
                             binary_brier_loss, brier_loss, hinge_embedding_loss, hinge_loss,
                             margin_ranking_loss, multi_margin_loss, multilabel_margin_loss,
                             multilabel_soft_margin_loss)
-from losslab.metrics import Moments, describe
+from losslab.accuracy import Moments, describe

@@ -28,8 +28,9 @@ from .core import (Loss, LossParts, Reduction, check_elementwise, check_floating
                           check_option, check_range, check_same_shape, full_precision, keep,
                           peek, weigh)
 from .labels import Labels, class_axis, element_shape, ignored_labels
-from .categorical import _read
-from .binary import (_expanded, _finish, _read_binary, binary_cross_entropy_values,
+from .categorical import read_classes
+from .binary import (binary_cross_entropy_values, expand_weight, read_binary,
+                            reduce_binary,
                             binary_cross_entropy_with_logits)
 
 # %% ../nbs/classification/15_margin.ipynb #726477e9
@@ -82,12 +83,12 @@ def multi_margin_loss(
     "What the true class lacks to beat every rival by `margin`, averaged over the classes"
     axis = class_axis(logits, dim)
     _check_hinge(p, margin)
-    z, labels, weight, sample_weight = _read(logits, target, axis, weight, sample_weight,
-                                             mask, ignore_index, 0.)
+    z, labels, weight, sample_weight = read_classes(logits, target, axis, weight,
+                                                    sample_weight, mask, ignore_index, 0.)
     loss = multi_margin_values(z, labels, axis, weight, p, margin)
     carried = _label_weight(labels, axis, weight) if reduction == 'weighted_mean' else None
-    return _finish(loss, None, carried, sample_weight, labels.mask, labels.broken,
-                   reduction, normalizer)
+    return reduce_binary(loss, None, carried, sample_weight, labels.mask, labels.broken,
+                         reduction, normalizer)
 
 # %% ../nbs/classification/15_margin.ipynb #9de435e1
 def _check_hinge(p, margin):
@@ -149,8 +150,8 @@ def hinge_loss(
     z = full_precision(logits)
     y, counts, broken = read_signs(target, z, 'logits', ignore_index, mask)
     z = _kept(z, counts, sample_weight)
-    return _finish((margin - y*z).relu().pow(p), None, None, sample_weight, counts,
-                   broken, reduction, normalizer)
+    return reduce_binary((margin - y*z).relu().pow(p), None, None, sample_weight, counts,
+                         broken, reduction, normalizer)
 
 def _kept(scores, counts, sample_weight):
     "`scores` with 0 where the mask, or a weight of 0, takes an element out"
@@ -214,8 +215,8 @@ def multilabel_margin_loss(
     used = mask if sample_weight is None else keep(sample_weight, mask) != 0
     z = keep(z, None if used is None else used.unsqueeze(axis)).movedim(axis, -1)
     each = hinges(z.unsqueeze(-2), z.unsqueeze(-1), (counts > 0).unsqueeze(-2))
-    return _finish(weigh(counts, each).sum(-1), None, None, sample_weight, mask, broken,
-                   reduction, normalizer)
+    return reduce_binary(weigh(counts, each).sum(-1), None, None, sample_weight, mask,
+                         broken, reduction, normalizer)
 
 # %% ../nbs/classification/15_margin.ipynb #f8275029
 def multilabel_soft_margin_loss(
@@ -237,14 +238,15 @@ def multilabel_soft_margin_loss(
     check_elementwise('sample_weight', sample_weight, shape)
     wide = [None if o is None else o.unsqueeze(axis).expand(logits.shape)
             for o in (mask, sample_weight)]
-    z, y, known, broken = _read_binary(logits, target, wide[0], ignore_index, wide[1])
-    weight = _expanded('weight', weight, z)
+    z, y, known, broken = read_binary(logits, target, wide[0], ignore_index, wide[1])
+    weight = expand_weight('weight', weight, z)
     loss = binary_cross_entropy_values(z, y)
     loss = _class_mean(loss if weight is None else weigh(weight, loss), known, axis)
     counted = weight is not None and reduction == 'weighted_mean'
-    return _finish(loss, None, _class_mean(weight, known, axis) if counted else None,
-                   sample_weight, None if known is None else known.any(axis),
-                   None if broken is None else broken.any(axis), reduction, normalizer)
+    return reduce_binary(loss, None, _class_mean(weight, known, axis) if counted else None,
+                         sample_weight, None if known is None else known.any(axis),
+                         None if broken is None else broken.any(axis), reduction,
+                         normalizer)
 
 # %% ../nbs/classification/15_margin.ipynb #e15f2834
 def _class_mean(values, known, axis):
@@ -273,8 +275,8 @@ def margin_ranking_loss(
     a, b = full_precision(input1), full_precision(input2)
     y, counts, broken = read_signs(target, a, 'input1', ignore_index, mask)
     ahead = _kept(a, counts, sample_weight) - _kept(b, counts, sample_weight)
-    return _finish((margin - y*ahead).clamp(min=0), None, None, sample_weight, counts,
-                   broken, reduction, normalizer)
+    return reduce_binary((margin - y*ahead).clamp(min=0), None, None, sample_weight, counts,
+                         broken, reduction, normalizer)
 
 # %% ../nbs/classification/15_margin.ipynb #19afaac5
 def hinge_embedding_loss(
@@ -294,8 +296,8 @@ def hinge_embedding_loss(
     d = full_precision(input)
     y, counts, broken = read_signs(target, d, 'input', ignore_index, mask)
     d = _kept(d, counts, sample_weight)
-    return _finish(torch.where(y == 1, d, (margin - d).clamp(min=0)), None, None,
-                   sample_weight, counts, broken, reduction, normalizer)
+    return reduce_binary(torch.where(y == 1, d, (margin - d).clamp(min=0)), None, None,
+                         sample_weight, counts, broken, reduction, normalizer)
 
 # %% ../nbs/classification/15_margin.ipynb #34464c2c
 def brier_loss(
@@ -312,8 +314,8 @@ def brier_loss(
 )->Tensor|LossParts: # scalar; (N, ...) for `'none'`; a pair for `'parts'`
     "Squared distance between `softmax(logits)` and the label, summed over the classes"
     axis = class_axis(logits, dim)
-    z, labels, weight, sample_weight = _read(logits, target, axis, weight, sample_weight,
-                                             mask, ignore_index, 0.)
+    z, labels, weight, sample_weight = read_classes(logits, target, axis, weight,
+                                                    sample_weight, mask, ignore_index, 0.)
     probs = z.softmax(axis).movedim(axis, -1)
     if labels.index is None: happened = labels.shares.movedim(axis, -1)
     else:
@@ -321,8 +323,8 @@ def brier_loss(
         happened = labels.index.unsqueeze(-1) == classes
     loss = (probs - happened.to(probs.dtype)).square().sum(-1)
     weight = _label_weight(labels, axis, weight)
-    return _finish(loss, weight, weight if reduction == 'weighted_mean' else None,
-                   sample_weight, labels.mask, labels.broken, reduction, normalizer)
+    return reduce_binary(loss, weight, weight if reduction == 'weighted_mean' else None,
+                         sample_weight, labels.mask, labels.broken, reduction, normalizer)
 
 # %% ../nbs/classification/15_margin.ipynb #d58c948e
 def binary_brier_loss(
@@ -337,11 +339,11 @@ def binary_brier_loss(
     normalizer:Tensor|Number|None=None, # divide by this instead
 )->Tensor|LossParts: # scalar; (...) for `'none'`; a pair for `'parts'`
     "Squared difference between `sigmoid(logits)` and the answer"
-    z, y, mask, broken = _read_binary(logits, target, mask, ignore_index, sample_weight)
-    weight = _expanded('weight', weight, z)
-    return _finish((z.sigmoid() - y).square(), weight,
-                   weight if reduction == 'weighted_mean' else None, sample_weight, mask,
-                   broken, reduction, normalizer)
+    z, y, mask, broken = read_binary(logits, target, mask, ignore_index, sample_weight)
+    weight = expand_weight('weight', weight, z)
+    carried = weight if reduction == 'weighted_mean' else None
+    return reduce_binary((z.sigmoid() - y).square(), weight, carried, sample_weight, mask,
+                         broken, reduction, normalizer)
 
 # %% ../nbs/classification/15_margin.ipynb #95489fbd
 class MultiMarginLoss(Loss, fn=multi_margin_loss):

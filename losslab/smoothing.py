@@ -37,7 +37,7 @@ from .core import (Loss, LossParts, Reduction, check_elementwise, check_floating
 from .logits import tempered
 from .labels import class_axis, element_shape, read_labels
 from .information import entropy
-from .categorical import _by_class, _class_weight, cross_entropy
+from .categorical import by_class, read_class_weight, cross_entropy
 from .targets import one_hot
 
 # %% ../nbs/classification/13_smoothing.ipynb #2e9f309d
@@ -117,11 +117,11 @@ def smooth_labels(
     rows, axis = _rows(target, num_classes, dim, ignore_index, dtype)
     spread = 1/num_classes if convention == 'all' else (1-rows)/max(num_classes-1, 1)
     shares = (1-label_smoothing)*rows + label_smoothing*spread
-    weight = _class_weight(weight, rows, axis)
+    weight = read_class_weight(weight, rows, axis)
     if weight is not None:
-        of_label = _by_class(weight, rows, axis).sum(axis, keepdim=True)
+        of_label = by_class(weight, rows, axis).sum(axis, keepdim=True)
         if weighting == 'label': shares = of_label*shares
-        else: shares = _by_class(weight, shares, axis)
+        else: shares = by_class(weight, shares, axis)
     return keep(shares, (rows != 0).any(axis, keepdim=True))
 
 # %% ../nbs/classification/13_smoothing.ipynb #0535d1f2

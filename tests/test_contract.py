@@ -1,6 +1,7 @@
 "One definition, one set of names, everything documented, nothing heavy imported"
 import importlib
 import inspect
+import os
 import pkgutil
 import subprocess
 import sys
@@ -158,7 +159,8 @@ def test_no_module_is_named_like_a_function():
 
 
 def in_a_fresh_process(code, *flags):
-    run = subprocess.run([sys.executable, *flags, '-c', code], capture_output=True, text=True, check=False)
+    env = {k: v for k, v in os.environ.items() if k != 'PYTHONDONTWRITEBYTECODE'}  # an installed package is compiled once
+    run = subprocess.run([sys.executable, *flags, '-c', code], capture_output=True, text=True, check=False, env=env)
     assert run.returncode == 0, run.stderr
     return run.stdout
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from losslab import metrics as lm
+from losslab import accuracy as lm
 from losslab.categorical import cross_entropy
 from losslab.core import LossParts
 
@@ -337,7 +337,7 @@ def test_precision():
 
 WORKER = '''
     import sys, torch, torch.distributed as dist
-    from losslab.metrics import describe
+    from losslab.accuracy import describe
     torch.set_num_threads(1)
     rank, store = int(sys.argv[1]), sys.argv[2]
     dist.init_process_group('gloo', store=dist.FileStore(store, 2), rank=rank, world_size=2)
