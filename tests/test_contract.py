@@ -9,6 +9,7 @@ import types
 
 import pytest
 import torch
+from examples import CLASSES, LOSSES, arguments, needed
 from fastcore.docments import docments
 from torch import nn
 
@@ -19,25 +20,7 @@ OVER_CLASSES = {'weight', 'ignore_index', 'label_smoothing', 'dim'}
 ARGUMENTS = {'weight', 'sample_weight', 'pos_weight', 'mask', 'ignore_index', 'label_smoothing', 'dim', 'reduction', 'normalizer', 'temperature', 'gamma', 'alpha',
              'margin', 'mu', 'logvar', 'softcap', 'z_loss', 'p', 'log_target', 'detach_teacher'}
 FIRST = {'logits', 'log_probs', 'probs', 'input', 'input1', 'student_logits'}
-SIGNS = torch.tensor([1., 1., 1., -1., -1.])
-LABELS = torch.tensor([0, 1, -100, 2, 3])
-ANSWERS = torch.tensor([[0., 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 1, 0]])
-
-
-def example(fn):
-    "Arguments that `fn` takes, five elements or rows of four classes"
-    generator = torch.Generator().manual_seed(0)
-    scores, rows = torch.rand(5, generator=generator), torch.randn(5, 4, generator=generator).log_softmax(1)
-    own = {'margin_ranking_loss': (scores, scores.flip(0), SIGNS), 'multilabel_margin_loss': (rows, ANSWERS), 'multilabel_soft_margin_loss': (rows, ANSWERS),
-           'kl_div': (rows, rows.flip(0).exp()), 'distillation_loss': (rows, rows.flip(0))}
-    if fn.__name__ in own: return own[fn.__name__]
-    if 'dim' in inspect.signature(fn).parameters: return rows, LABELS
-    return scores, SIGNS if fn.__name__ in ('soft_margin_loss', 'hinge_loss', 'hinge_embedding_loss') else SIGNS.clamp(min=0)
-
-
 MODULES = sorted(o.name for o in pkgutil.iter_modules(ll.__path__) if not o.name.startswith('_') and o.name != 'bench')
-CLASSES = [o for o in vars(ll).values() if isinstance(o, type) and issubclass(o, ll.Loss) and o is not ll.Loss]
-LOSSES = [o.fn for o in CLASSES]
 
 
 def public():
@@ -90,15 +73,14 @@ def test_a_module_is_its_function(cls):
     "The options, defaults and results of the class are those of the function; PyTorch's class has no option that ours lacks"
     params = {k: o for k, o in inspect.signature(cls.fn).parameters.items() if o.kind is o.KEYWORD_ONLY}
     assert {k: o.default for k, o in params.items()} == cls.options == {k: o.default for k, o in inspect.signature(cls).parameters.items()}
-    args = example(cls.fn)
-    shape = cls.fn(*args, reduction='none').shape
-    by_class = 'dim' in params and len(shape) == 1
-    for options in {}, dict(weight=torch.rand(4 if by_class else 5)), dict(sample_weight=torch.rand(shape), mask=torch.rand(shape) < .6), \
+    args, must = arguments(cls.fn), needed(cls.fn)
+    shape = cls.fn(*args, **must, reduction='none').shape
+    for options in {}, dict(weight=torch.rand(4)), dict(sample_weight=torch.rand(shape), mask=torch.rand(shape) < .6), \
             dict(reduction='none', label_smoothing=.1), dict(ignore_index=(7, -100)), dict(normalizer=7), dict(reduction='sum'):
-        options = {k: v for k, v in options.items() if k in params}
+        options = must | {k: v for k, v in options.items() if k in params}
         expected = cls.fn(*args, **options)
         torch.testing.assert_close(cls(**options)(*args), expected, rtol=0, atol=0)
-        torch.testing.assert_close(cls()(*args, **options), expected, rtol=0, atol=0)
+        torch.testing.assert_close(cls(**must)(*args, **options), expected, rtol=0, atol=0)
     if theirs := getattr(nn, cls.__name__, None):
         assert set(inspect.signature(theirs).parameters) - {'size_average', 'reduce'} <= set(cls.options)
         for name, o in inspect.signature(theirs).parameters.items():
@@ -109,10 +91,10 @@ def test_a_module_is_its_function(cls):
 @pytest.mark.parametrize('fn', LOSSES, ids=lambda o: o.__name__)
 def test_nothing_broadcasts(fn, changed):
     "Arguments whose shapes do not belong together are refused, with both shapes in the sentence"
-    args = example(fn)
+    args = arguments(fn)
     for i in range(len(args)):
         bad = [changed(o) if j == i else o for j, o in enumerate(args)]
-        with pytest.raises((ValueError, TypeError)) as caught: fn(*bad)
+        with pytest.raises((ValueError, TypeError)) as caught: fn(*bad, **needed(fn))
         for o in bad[:2] if i < 2 else bad[i:]: assert str(tuple(o.shape)) in str(caught.value)
 
 

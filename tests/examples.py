@@ -1,0 +1,59 @@
+"Arguments and options that fit each public loss: all that a new loss has to tell the tests that call every one of them"
+import inspect
+
+import torch
+
+import losslab as ll
+
+CLASSES = [o for o in vars(ll).values() if isinstance(o, type) and issubclass(o, ll.Loss) and o is not ll.Loss]
+LOSSES = [o.fn for o in CLASSES]
+SIGNED = {'soft_margin_loss', 'hinge_loss', 'hinge_embedding_loss'}  # their answers are -1 and 1
+PER_CLASS = {'weight', 'pos_weight'}  # options with one number per class
+NUMBERS = dict(label_smoothing=.1, temperature=2., softcap=3., z_loss=.01, margin=.5, p=2)
+
+
+def parameters(fn): return inspect.signature(fn).parameters
+def is_over_classes(fn): return 'label_smoothing' in parameters(fn) and 'dim' in parameters(fn) or fn.__name__ in ('multi_margin_loss', 'brier_loss')
+
+
+def arguments(fn, n=5, c=4, *, seed=0, scale=1., dtype=torch.float32, ignored=True):
+    "Positional arguments of `fn` for `n` rows of `c` classes, scores up to about `scale`; some labels are ignored"
+    generator = torch.Generator().manual_seed(seed)
+    def scores(): return (scale*torch.randn(n, c, generator=generator, dtype=torch.float64)).to(dtype)
+    def coins(*shape): return torch.rand(*shape, generator=generator) < .5
+    def sometimes_ignored(t): return t.masked_fill(coins(*t.shape) & coins(*t.shape), -100) if ignored and 'ignore_index' in parameters(fn) else t
+    z, first = scores(), next(iter(parameters(fn)))
+    answers = coins(n, c).to(dtype)
+    if fn.__name__ == 'margin_ranking_loss': return z, scores(), 2*answers - 1
+    if fn.__name__ in ('multilabel_margin_loss', 'multilabel_soft_margin_loss'): return z, answers
+    if fn.__name__ == 'kl_div': return z.log_softmax(1), scores().softmax(1)
+    if fn.__name__ == 'distillation_loss': return z, scores()
+    if is_over_classes(fn):
+        return z.log_softmax(1) if first == 'log_probs' else z, sometimes_ignored(torch.randint(c, (n,), generator=generator))
+    return z.sigmoid() if first == 'probs' else z, sometimes_ignored(2*answers - 1 if fn.__name__ in SIGNED else answers)
+
+
+def needed(fn, c=4):
+    "Options without a default"
+    return {k: torch.arange(1., c+1)/c for k, o in parameters(fn).items() if o.kind is o.KEYWORD_ONLY and o.default is o.empty}
+
+
+def options(fn, c=4, *, seed=0):
+    "A value for each option that is special to `fn`, and those that it needs"
+    generator = torch.Generator().manual_seed(seed)
+    per_class = {k: .25 + torch.rand(c, generator=generator) for k in sorted(PER_CLASS)}
+    return {**{k: v for k, v in {**NUMBERS, **per_class}.items() if k in parameters(fn)}, **needed(fn, c)}
+
+
+def counting(fn, args):
+    "Which elements the labels alone leave in"
+    shape = fn(*args, **needed(fn, args[0].shape[1]), reduction='none').shape
+    target = args[-1]
+    return target != -100 if target.shape == shape else torch.ones(shape, dtype=torch.bool)
+
+
+def permuted(o, order):
+    "Scores, answers, labels or an option after a permutation of the classes"
+    if not isinstance(o, torch.Tensor): return o
+    if o.is_floating_point(): return o[..., order]
+    return order.argsort()[o.clamp(min=0)].where(o >= 0, o)
