@@ -77,3 +77,20 @@ def test_channels_first():
     hot = F.one_hot(target, 4).double()
     loss = keras.losses.CategoricalCrossentropy(from_logits=True, axis=1, reduction=None, dtype='float64')
     both(lambda z: loss(hot.movedim(-1, 1), z.movedim(-1, 1)), lambda z: ll.cross_entropy(z.movedim(-1, 1), target, reduction='none'), z)
+
+
+@pytest.mark.parametrize('shape', [(6, 4), (2, 3, 4)])
+@pytest.mark.parametrize('label_smoothing', [0., .2])
+def test_binary_crossentropy(shape, label_smoothing):
+    "All reductions, from logits and from probabilities; a weight there belongs to the mean of the last axis"
+    z, _, s = data(*shape)
+    target = (torch.rand(shape) < .3).double()
+    for weights in None, s:
+        per_answer = None if weights is None else weights[..., None].expand(shape)
+        for theirs, ours in {'sum_over_batch_size': 'element_mean', 'mean_with_sample_weight': 'mean', 'sum': 'sum'}.items():
+            loss = keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=label_smoothing, reduction=theirs, dtype='float64')
+            options = dict(sample_weight=per_answer, label_smoothing=label_smoothing, reduction=ours)
+            scale = 1/shape[-1] if ours == 'sum' else 1
+            both(lambda z: loss(target, z, sample_weight=copied(weights)), lambda z: scale*ll.binary_cross_entropy_with_logits(z, target, **options), z)
+            of_probs = keras.losses.BinaryCrossentropy(label_smoothing=label_smoothing, reduction=theirs, dtype='float64')
+            both(lambda z: of_probs(target, z.sigmoid(), sample_weight=copied(weights)), lambda z: scale*ll.binary_cross_entropy(z.sigmoid(), target, **options), z)

@@ -25,6 +25,19 @@ def test_log_loss(n, c):
         close(ll.nll_loss(p.log(), target, **options), expected)
 
 
+def test_log_loss_of_two_classes():
+    "One column of probabilities: binary cross entropy, from logits, from probabilities, and with labels -1 and 1"
+    z, target, s = torch.randn(20, dtype=torch.float64), torch.arange(20) % 2, torch.rand(20, dtype=torch.float64)
+    p = z.sigmoid()
+    for o in grid(normalize=(True, False), sample_weight=(None, s)):
+        weights = o['sample_weight']
+        expected = metrics.log_loss(target.numpy(), p.numpy(), normalize=o['normalize'], sample_weight=None if weights is None else weights.numpy())
+        options = dict(reduction='mean' if o['normalize'] else 'sum', sample_weight=weights)
+        close(ll.binary_cross_entropy_with_logits(z, target, **options), expected)
+        close(ll.binary_cross_entropy(p, target, **options), expected)
+        close(ll.soft_margin_loss(z, 2*target - 1, **options), expected)
+
+
 def test_log_loss_of_one_hot_rows():
     "scikit-learn's label indicator is our one-hot row"
     z, target = torch.randn(9, 3, dtype=torch.float64), torch.arange(9) % 3
