@@ -47,7 +47,8 @@ def read_answers(
     for o in ignored: counts = counts & (target != o)
     broken = counts & ~((y >= -_SLACK) & (y <= 1 + _SLACK))
     if peek(broken.any()): raise ValueError(_answer_sentence(target, broken))
-    return keep(y, counts), counts, broken if span[0] is None else None
+    if span[0] is not None: return keep(y, counts), counts, None
+    return keep(y, counts & ~broken), counts, broken
 
 _SLACK = 1e-3  # answers that were computed may be a rounding error outside of 0 to 1
 
@@ -169,7 +170,8 @@ def soft_margin_loss(
     check_same_shape('target', target, 'logits', logits)
     for name, o in (('mask', mask), ('sample_weight', sample_weight)):
         check_elementwise(name, o, logits.shape, is_mask=name == 'mask')
-    z, y = keep(full_precision(logits), mask), keep(target, mask)
+    used = mask if sample_weight is None else keep(sample_weight, mask) != 0
+    z, y = keep(full_precision(logits), used), keep(target, mask)
     if peek(((y == 0) | (y == 1)).all()) and peek((y == 0).any()) and mask is None:
         raise ValueError("target holds only 0 and 1; this loss takes -1 and 1: use 2*target-1, "
                          "or binary_cross_entropy_with_logits")

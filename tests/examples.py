@@ -35,7 +35,9 @@ def arguments(fn, n=5, c=4, *, seed=0, scale=1., dtype=torch.float32, ignored=Tr
 
 def needed(fn, c=4):
     "Options without a default"
-    return {k: torch.arange(1., c+1)/c for k, o in parameters(fn).items() if o.kind is o.KEYWORD_ONLY and o.default is o.empty}
+    steps = torch.arange(1., c+1)
+    values = dict(prior=steps/(c+1 if fn.__name__.startswith('binary') else steps.sum()), counts=10*steps.long(), cost=steps + steps[:, None])
+    return {k: values[k] for k, o in parameters(fn).items() if o.kind is o.KEYWORD_ONLY and o.default is o.empty}
 
 
 def options(fn, c=4, *, seed=0):

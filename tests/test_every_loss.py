@@ -1,7 +1,7 @@
 "What holds for every public loss, on shapes, dtypes, masks, weights and options that hypothesis makes up"
 import pytest
 import torch
-from examples import LOSSES, arguments, counting, needed, options, parameters, permuted
+from examples import LOSSES, arguments, counting, is_over_classes, needed, options, parameters, permuted
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -106,6 +106,48 @@ def test_split_batches(fn, sizes, cut):
     close((parts[0] + parts[1]).total, whole.total)
     close((parts[0] + parts[1]).count.double(), whole.count.double())
     close(whole.mean, fn(*args, **chosen))
+
+
+@pytest.mark.parametrize('fn', [o for o in LOSSES if is_over_classes(o)], ids=lambda o: o.__name__)
+@given(problems(), st.sampled_from(['none', 'sum', 'weighted_mean', 'element_mean', 'batchmean']))
+def test_encodings(fn, sizes, reduction):
+    "Indices and one-hot rows, as integers, bools or shares, are the same labels"
+    args, chosen, _ = problem(fn, **sizes, ignored=False)
+    hot = torch.nn.functional.one_hot(args[1], args[0].shape[1])
+    expected = value_and_grad(fn, args, reduction=reduction, **chosen)
+    for target in hot, hot.bool(), hot.double(): close(value_and_grad(fn, (args[0], target), reduction=reduction, **chosen), expected)
+
+
+@every_loss
+@given(problems(), st.sampled_from([torch.nan, torch.inf, -torch.inf]), st.sampled_from(['none', 'sum', *MEANS]))
+def test_a_weight_of_0_is_silent(fn, sizes, fill, reduction):
+    "What weighs nothing adds nothing, even if its scores are broken"
+    args, chosen, counts = problem(fn, **sizes)
+    if 'probs' in parameters(fn) or fn.__name__ == 'kl_div': return
+    weights = chosen.pop('sample_weight', torch.ones(counts.shape).double()) + .1
+    off = torch.rand(counts.shape, generator=torch.Generator().manual_seed(sizes['seed'])) < .4
+    weights = weights.masked_fill(off, 0)
+    expected = value_and_grad(fn, args, reduction=reduction, sample_weight=weights, **chosen)
+    dirty = args[0].masked_fill(off if off.ndim == 2 else off[:, None], fill)
+    close(value_and_grad(fn, (dirty, *args[1:]), reduction=reduction, sample_weight=weights, **chosen), expected)
+
+
+@every_loss
+def test_labels_that_nobody_could_read(fn):
+    "Where values cannot be looked at, a label out of range is nan in its own element and nowhere else"
+    if fn.__name__ in ('kl_div', 'distillation_loss', 'soft_margin_loss'): return  # no labels; for PyTorch's soft margin any number is one
+    args = list(arguments(fn, dtype=torch.float64, ignored=False))
+    clean = fn(*args, **needed(fn), reduction='none')
+    bad = (2,) if args[-1].ndim == 1 else (2, 1)
+    args[-1] = args[-1].clone()
+    args[-1][bad] = 9
+    compiled = torch.compile(fn, fullgraph=True, backend='eager')
+    got = compiled(*args, **needed(fn), reduction='none')
+    here = torch.zeros(got.shape, dtype=torch.bool)
+    here[bad[:got.ndim]] = True
+    assert torch.equal(got.isnan(), here)
+    close(got[~here], clean[~here])
+    with pytest.raises(ValueError, match='target'): fn(*args, **needed(fn))
 
 
 @every_loss
