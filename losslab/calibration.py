@@ -24,17 +24,16 @@ import torch.nn.functional as F
 from fastcore.meta import delegates
 from torch import Tensor
 from .core import (check_elementwise, check_floating, check_option, check_range,
-                          full_precision, keep, peek)
+                          double_precision, full_precision, keep, peek)
 from .labels import along, class_axis, element_shape, read_labels
 from .binary import read_answers
-from .accuracy import (_either, _in_double, _not_probabilities,
-                              _rows_not_probabilities)
+from .accuracy import either, not_probabilities, rows_not_probabilities
 from .viz import palette, panels
 
 # %% ../nbs/judging/84_calibration.ipynb #5e060401
 def _width_edges(n_bins, like):
     "Edges of `n_bins` bins of the same width, rounded to the dtype of `like`"
-    steps = _in_double(torch.arange(n_bins + 1, device=like.device))
+    steps = double_precision(torch.arange(n_bins + 1, device=like.device))
     return (steps/n_bins).to(like.dtype)
 
 # %% ../nbs/judging/84_calibration.ipynb #1f9a7049
@@ -122,21 +121,21 @@ def _sums(probs, happened, weight, n_bins, binning, edges):
         raise ValueError("edges must be at least two numbers in ascending order")
     place = torch.searchsorted(edges[:,1:-1].contiguous(), probs.contiguous())
     zero = weight.new_zeros(len(probs), edges.shape[-1] - 1)
-    sums = (zero.scatter_add(1, place, weight*o) for o in (1, _in_double(probs), happened))
-    return Reliability(_in_double(edges), *sums)
+    sums = (zero.scatter_add(1, place, weight*o) for o in (1, double_precision(probs), happened))
+    return Reliability(double_precision(edges), *sums)
 
 # %% ../nbs/judging/84_calibration.ipynb #142968b6
 def _counted(probs, happened, sample_weight, mask, broken):
     "Probabilities, what came true, and weights in float64, of the same shape"
     check_elementwise('sample_weight', sample_weight, probs.shape)
     weight = torch.ones_like(probs) if sample_weight is None else sample_weight
-    weight = keep(_in_double(weight), mask)
+    weight = keep(double_precision(weight), mask)
     if peek((weight < 0).any()):
         raise ValueError(f"sample_weight holds {weight.min().item():g}; it must be "
                          "at least 0")
     probs = keep(probs, weight != 0)
-    bad = _either(probs.isnan(), broken if broken is None else broken & (weight != 0))
-    happened = keep(_in_double(happened), weight != 0)
+    bad = either(probs.isnan(), broken if broken is None else broken & (weight != 0))
+    happened = keep(double_precision(happened), weight != 0)
     return probs, happened, weight.masked_fill(bad, torch.nan)
 
 def _as_rows(tensors, axis):
@@ -169,8 +168,8 @@ def binary_reliability(
     check_option('from_logits', from_logits, (True, False))
     z = full_precision(logits.detach())
     y, mask, broken = read_answers(target, z, ignore_index, mask)
-    if not from_logits: broken = _either(broken, _not_probabilities(z, mask))
-    p = _in_double(z).sigmoid() if from_logits else z.clamp(0, 1)
+    if not from_logits: broken = either(broken, not_probabilities(z, mask))
+    p = double_precision(z).sigmoid() if from_logits else z.clamp(0, 1)
     axis = class_axis(z, dim) if per_class else None
     rows = _as_rows(_counted(p, y, sample_weight, mask, broken), axis)
     return _shaped(_sums(*rows, n_bins, binning, edges), per_class)
@@ -197,8 +196,8 @@ def reliability(
     check_elementwise('sample_weight', sample_weight, element_shape(z, axis))
     who = sample_weight, labels.mask, labels.broken
     if not from_logits:
-        who = *who[:2], _either(who[2], _rows_not_probabilities(z, axis, who[1]))
-    p = _in_double(z).softmax(axis) if from_logits else z.clamp(0, 1)
+        who = *who[:2], either(who[2], rows_not_probabilities(z, axis, who[1]))
+    p = double_precision(z).softmax(axis) if from_logits else z.clamp(0, 1)
     happened = _shares(labels, p, axis)
     if per_class: who = [None if o is None else o.unsqueeze(axis).expand_as(p) for o in who]
     else: p, happened = _top(p, happened, axis)
@@ -259,7 +258,7 @@ def plot_reliability(
     ax=None, # the Axes to draw on, a new figure if None
 ): # the Axes
     "Draw the share that came true over what was said, and its distance from the diagonal"
-    if bins.count.ndim != 1: 
+    if bins.count.ndim != 1:
         raise ValueError("bins holds several classes; draw one at a time")
     ax = panels() if ax is None else ax
     some = bins.count > 0
@@ -316,13 +315,13 @@ def _lowest(slope, left, right):
 def _held_out(logits, target, sample_weight, mask, ignore_index, dim):
     "Logits of the elements that count, the logit of the truth, and weights, in float64"
     axis = _check_classes(logits, target, True, dim)
-    z = _in_double(logits)
+    z = double_precision(logits)
     labels = read_labels(target, z, axis, ignore_index, mask)
     check_elementwise('sample_weight', sample_weight, element_shape(z, axis))
     weight = torch.ones_like(z.select(axis, 0))
-    if sample_weight is not None: weight = _in_double(sample_weight)
+    if sample_weight is not None: weight = double_precision(sample_weight)
     shares, z = (o.movedim(axis, -1).reshape(-1, z.shape[axis])
-                 for o in (_in_double(_shares(labels, z, axis)), z))
+                 for o in (double_precision(_shares(labels, z, axis)), z))
     weight = keep(weight, labels.mask).flatten()
     total = shares.sum(-1)
     counts = (weight*total != 0) & ~((shares > 0) & torch.isneginf(z)).any(-1)

@@ -7,7 +7,7 @@ A loss is one number per element; training needs one number per step. Everything
 # %% auto #0
 __all__ = ['Reduction', 'reductions', 'means', 'ratio', 'LossParts', 'checks', 'readable', 'peek', 'keep', 'weigh',
            'check_option', 'check_range', 'check_floating', 'check_elementwise', 'check_same_shape', 'reduce_loss',
-           'check_reduction', 'full_precision', 'implements', 'backend', 'implementation', 'Loss']
+           'check_reduction', 'full_precision', 'double_precision', 'implements', 'backend', 'implementation', 'Loss']
 
 # %% ../nbs/foundations/00_core.ipynb #779e33d9
 import inspect
@@ -282,6 +282,12 @@ def full_precision(
 )->Tensor: # float32 or float64
     "`t` in `float32` if it is a half-precision tensor, else as it is"
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+def double_precision(
+    t:Tensor, # any number type
+)->Tensor: # float64, or float32 on a device that has no float64
+    "`t` without its graph in the largest precision of its device, for sums that are only read"
+    return t.detach().to(torch.float32 if t.device.type == 'mps' else torch.float64)
 
 # %% ../nbs/foundations/00_core.ipynb #3ac7e802
 class _Implementation(NamedTuple):

@@ -23,11 +23,10 @@ from typing import Literal, NamedTuple, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import (check_elementwise, check_floating, check_option, full_precision,
-                          keep, peek)
+from .core import (check_elementwise, check_floating, check_option,
+                          double_precision, full_precision, keep, peek)
 from .labels import class_axis, read_labels
 from .binary import read_answers
-from .accuracy import _in_double
 from .viz import fade, label_lines, palette, panels
 
 # %% ../nbs/judging/83_ranking.ipynb #0d6640e4
@@ -88,7 +87,7 @@ def _element_weight(sample_weight, mask, shape, like):
     "Weight of each element in float64, 0 where masked"
     check_elementwise('sample_weight', sample_weight, shape)
     if sample_weight is None: sample_weight = torch.ones(shape, device=like.device)
-    weight = keep(_in_double(sample_weight), mask)
+    weight = keep(double_precision(sample_weight), mask)
     if peek((weight < 0).any()):
         raise ValueError(f"sample_weight holds {weight.min().item():g}; it must be "
                          "at least 0")
@@ -120,7 +119,7 @@ def _read_classes(logits, target, from_logits, sample_weight, mask, ignore_index
                          f"has no class axis; for answers use logits.squeeze({axis})")
     labels = read_labels(target, z, axis, ignore_index, mask)
     weight = _element_weight(sample_weight, labels.mask, labels.index.shape, z)
-    if from_logits: z = one_vs_rest(_in_double(z), axis)
+    if from_logits: z = one_vs_rest(double_precision(z), axis)
     answers = labels.index.flatten() == torch.arange(n, device=z.device)[:,None]
     broken = labels.broken if labels.broken is None else labels.broken.flatten()
     z, first = z.movedim(axis, 0).reshape(n, -1), 1 if n == 2 else 0

@@ -277,6 +277,7 @@ def test_normalize():
 
 def test_functions_are_the_methods():
     z, y, w = torch.randn(30, 4), torch.randint(4, (30,)), torch.rand(30)
+    z[:, 3] = -9.  # never said, as class 2 is never true
     M = ld.confusion_matrix(z, y, rule='argmax', sample_weight=w, ignore_index=2)
     opts = dict(rule='argmax', sample_weight=w, ignore_index=2)
     for average, zero in itertools.product(AVERAGES, (0., 1.)):
@@ -412,6 +413,8 @@ def test_thresholds_split_in_their_own_dtype(dtype):
 def test_threshold_is_in_the_middle():
     t, _ = ld.optimal_threshold(T([1., 2., 5., 9.]), T([0, 0, 1, 1]), metric='f_score')
     assert t == 3.5
+    t, _ = ld.optimal_threshold(T([2e38, 3e38]), T([0, 1]), metric='f_score')
+    assert t == T(2.5e38)
     t, _ = ld.threshold_curve(T([1., 2., 5.]), T([0, 0, 1]))
     assert t.tolist() == [INF, 3.5, 1.5, -INF]
 
@@ -578,6 +581,10 @@ def test_no_graph_and_half_precision():
     for dtype in torch.float16, torch.bfloat16:
         low = z.detach().to(dtype)
         assert torch.equal(ld.confusion_matrix(low, y, rule='argmax').counts, ld.confusion_matrix(low.float(), y, rule='argmax').counts)
+        cut = T(.3).logit().to(dtype)  # rounded, it lies on one side of the threshold, not on it
+        for o in low, cut.expand(20, 4):
+            a, b = (ld.confusion_matrix(v, h, rule='labels', threshold=.3).counts for v in (o, o.float()))
+            assert torch.equal(a, b)
         t, value = ld.optimal_threshold(low, h, metric='f_score')
         assert t.dtype == dtype
         close(value, ld.optimal_threshold(low.float(), h, metric='f_score').value)
