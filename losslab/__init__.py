@@ -7,14 +7,26 @@ Use it as a library, because the names and the numbers are PyTorch's and the edg
 Modules:
 
 - `losslab.accuracy`: An accuracy is a rule and a mean: name the rule, keep the sums, and say how far off the mean may be
+- `losslab.adjustment`: Rarity is one number per class: add its logarithm in training, and the scores compete as equals
+- `losslab.asymmetric`: The shape of the logarithm decides which answers a model is allowed to give up
 - `losslab.binary`: One question with two answers, asked as often as you like
+- `losslab.calibration`: A probability is a promise about many cases, and bins are how you check it
 - `losslab.categorical`: Why the loss of a classifier is the logarithm of one number
+- `losslab.costs`: Costs belong to decisions: fit probabilities, then take the cheapest answer
+- `losslab.decisions`: Every score of a decision is a ratio of four counts, and the threshold is where you choose between two mistakes
+- `losslab.focal`: An easy example costs little, and a thousand of them cost more than the one that matters
+- `losslab.gaussian`: A network that predicts its own error is paid for knowing when it is wrong
 - `losslab.information`: A loss is a number of bits: what they count, and what yours says
+- `losslab.kl`: A wrong mean costs a square, a wrong variance costs e^x - 1 - x, and the direction decides who pays
 - `losslab.logits`: A classifier speaks in log-odds; probabilities are a change of units
 - `losslab.margin`: A hinge stops at enough, squared error stops where it is most wrong
 - `losslab.masking`: What does not count must leave the sum, the count and the gradient, and sometimes the softmax
+- `losslab.mixture`: When a question has several right answers, their average is wrong: predict a density
+- `losslab.ranking`: Ranking asks who comes first, never how sure you are
+- `losslab.regression`: The slope of a loss decides which average you predict
 - `losslab.smoothing`: A label that admits doubt gives the loss a floor, and the logits a place to stop
 - `losslab.targets`: The spelling of a label never changes its loss, only what the mean divides by
+- `losslab.vae`: The bound is a sum of two sums, and a mean in the wrong place trains another model
 - `losslab.viz`: A colour that always means the same thing is a sentence you need not read"""
 
 __version__ = "0.0.1"
@@ -37,3 +49,22 @@ from losslab.margin import (BinaryBrierLoss, BrierLoss, HingeEmbeddingLoss, Hing
                             margin_ranking_loss, multi_margin_loss, multilabel_margin_loss,
                             multilabel_soft_margin_loss)
 from losslab.accuracy import Moments, describe
+from losslab.adjustment import (BalancedSoftmaxLoss, BinaryLogitAdjustedLoss, LDAMLoss, LogitAdjustedLoss,
+                                add_prior, balanced_softmax_loss, binary_logit_adjusted_loss, class_priors,
+                                deferred_weights, ldam_loss, ldam_margins, logit_adjusted_loss, subtract_prior)
+from losslab.focal import FocalLoss, SigmoidFocalLoss, focal_loss, sigmoid_focal_loss
+from losslab.weighting import (answer_counts, class_counts, class_weights, pos_weights, threshold_of_weight,
+                               undo_pos_weight, undo_weights, weight_of_threshold)
+from losslab.costs import (CostSensitiveCrossEntropyLoss, ExpectedCostLoss, cheapest_answer,
+                           cost_sensitive_cross_entropy, expected_cost, expected_cost_loss, threshold_of_cost)
+from losslab.decisions import (ConfusionMatrix, bayes_threshold, confusion_matrix, optimal_threshold,
+                               threshold_curve)
+from losslab.calibration import fit_temperature
+from losslab.asymmetric import (AsymmetricLoss, GeneralizedCrossEntropyLoss, PolyLoss, asymmetric_loss,
+                                generalized_cross_entropy, poly_loss)
+from losslab.kl import (GaussianKLLoss, KLEstimate, gaussian_kl_full, gaussian_kl_loss, kl_of_distributions,
+                        mc_kl)
+from losslab.schedules import (ConstantSchedule, CosineSchedule, CyclicalSchedule, LinearSchedule, Schedule,
+                               Scheduled, SigmoidSchedule, TableSchedule)
+from losslab.regression import (HuberLoss, L1Loss, LogCoshLoss, MSELoss, QuantileLoss, SmoothL1Loss, huber_loss,
+                                l1_loss, log_cosh_loss, mse_loss, quantile_loss, smooth_l1_loss)

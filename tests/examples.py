@@ -9,11 +9,12 @@ CLASSES = [o for o in vars(ll).values() if isinstance(o, type) and issubclass(o,
 LOSSES = [o.fn for o in CLASSES]
 SIGNED = {'soft_margin_loss', 'hinge_loss', 'hinge_embedding_loss'}  # their answers are -1 and 1
 PER_CLASS = {'weight', 'pos_weight'}  # options with one number per class
-NUMBERS = dict(label_smoothing=.1, temperature=2., softcap=3., z_loss=.01, margin=.5, p=2)
+NUMBERS = dict(label_smoothing=.1, temperature=2., softcap=3., z_loss=.01, margin=.5, p=2, gamma=1.5, gamma_neg=3., gamma_pos=.5, clip=.1, epsilon=.5, q=.5, tau=.7,
+               max_margin=.4, scale=3.)
 
 
 def parameters(fn): return inspect.signature(fn).parameters
-def is_over_classes(fn): return 'label_smoothing' in parameters(fn) and 'dim' in parameters(fn) or fn.__name__ in ('multi_margin_loss', 'brier_loss')
+def is_over_classes(fn): return {'dim', 'ignore_index'} <= set(parameters(fn)) and fn.__name__ not in ('multilabel_soft_margin_loss', 'distillation_loss')
 
 
 def arguments(fn, n=5, c=4, *, seed=0, scale=1., dtype=torch.float32, ignored=True):
@@ -44,7 +45,8 @@ def options(fn, c=4, *, seed=0):
     "A value for each option that is special to `fn`, and those that it needs"
     generator = torch.Generator().manual_seed(seed)
     per_class = {k: .25 + torch.rand(c, generator=generator) for k in sorted(PER_CLASS)}
-    return {**{k: v for k, v in {**NUMBERS, **per_class}.items() if k in parameters(fn)}, **needed(fn, c)}
+    special = dict(cost=torch.rand(c, c, generator=generator)) | (dict(alpha=.3) if 'gamma' in parameters(fn) else {})
+    return {**{k: v for k, v in {**NUMBERS, **per_class, **special}.items() if k in parameters(fn)}, **needed(fn, c)}
 
 
 def counting(fn, args):
@@ -54,8 +56,9 @@ def counting(fn, args):
     return target != -100 if target.shape == shape else torch.ones(shape, dtype=torch.bool)
 
 
-def permuted(o, order):
-    "Scores, answers, labels or an option after a permutation of the classes"
+def permuted(o, order, by_pair=False):
+    "Scores, answers, labels or an option after a permutation of the classes; `by_pair` both axes of a matrix"
     if not isinstance(o, torch.Tensor): return o
+    if by_pair: return o[order][:, order]
     if o.is_floating_point(): return o[..., order]
     return order.argsort()[o.clamp(min=0)].where(o >= 0, o)

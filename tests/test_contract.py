@@ -17,8 +17,9 @@ import losslab as ll
 
 EVERY_LOSS = {'sample_weight', 'mask', 'reduction', 'normalizer'}
 OVER_CLASSES = {'weight', 'ignore_index', 'label_smoothing', 'dim'}
-ARGUMENTS = {'weight', 'sample_weight', 'pos_weight', 'mask', 'ignore_index', 'label_smoothing', 'dim', 'reduction', 'normalizer', 'temperature', 'gamma', 'alpha',
-             'margin', 'mu', 'logvar', 'softcap', 'z_loss', 'p', 'log_target', 'detach_teacher'}
+SHARED = {'weight', 'sample_weight', 'pos_weight', 'mask', 'ignore_index', 'label_smoothing', 'dim', 'reduction', 'normalizer', 'temperature'}
+ARGUMENTS = SHARED | {'gamma', 'alpha', 'margin', 'mu', 'logvar', 'softcap', 'z_loss', 'p', 'log_target', 'detach_teacher', 'cost', 'prior', 'counts', 'tau', 'max_margin',
+                      'scale', 'gamma_neg', 'gamma_pos', 'clip', 'detach_focus', 'epsilon', 'q', 'truncate'}
 FIRST = {'logits', 'log_probs', 'probs', 'input', 'input1', 'student_logits'}
 MODULES = sorted(o.name for o in pkgutil.iter_modules(ll.__path__) if not o.name.startswith('_') and o.name != 'bench')
 
@@ -64,7 +65,8 @@ def test_same_name_same_meaning():
         for name, o in inspect.signature(fn).parameters.items():
             if o.kind is o.KEYWORD_ONLY: seen.setdefault(name, set()).add(o.default)
     differ = {k: v for k, v in seen.items() if len(v) > 1}
-    assert differ == {'margin': {0., 1.}, 'dim': {1, None}}  # PyTorch's own: no margin where scores are ranked, and no class axis in kl_div
+    assert differ == {'margin': {0., 1.}, 'dim': {1, None, -1},  # PyTorch's own: no margin where scores are ranked, no class axis in kl_div; latents are last
+                      'alpha': {0., .25, None}}  # the share of labels in distillation, torchvision's weight of yes, and no weight for a softmax
     assert set(seen) <= ARGUMENTS
 
 

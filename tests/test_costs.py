@@ -138,7 +138,7 @@ def test_consistency():
     g = torch.Generator().manual_seed(0)
     for _ in range(50):
         p, cost = torch.rand(1, 4, generator=g, **double).softmax(1), torch.randn(4, 4, generator=g, **double)
-        q = cost.amax(1) @ p[0] - p @ cost
+        q = (p @ (cost.amax(1, keepdim=True) - cost)).clamp(min=1e-30)  # 0 where an answer is the worst for every class
         z = q.log().requires_grad_()
         grad, = torch.autograd.grad(c.cost_sensitive_cross_entropy(z, p, cost=cost, reduction='sum'), z)
         close(grad, torch.zeros(1, 4), rtol=0, atol=1e-10)
@@ -227,6 +227,8 @@ def test_wrong_costs(fn, cost, error, text):
     (lambda z: c.threshold_of_cost([[0, 1], [1, 0]]), TypeError, 'cost is list'),
     (lambda z: c.threshold_of_cost(torch.tensor([[1., 0], [1, 0]])), ValueError, 'or there is no threshold'),
     (lambda z: c.threshold_of_cost(torch.tensor([[0., 1], [0, 1]])), ValueError, 'or there is no threshold'),
+    (lambda z: c.threshold_of_cost(torch.tensor([[0., 2], [0, 1]])), ValueError, 'or there is no threshold'),
+    (lambda z: c.threshold_of_cost(torch.tensor([[1., 0], [2, 0]])), ValueError, 'or there is no threshold'),
     (lambda z: c.threshold_of_cost(torch.zeros(2, 2)), ValueError, 'or there is no threshold'),
 ])
 def test_wrong_calls(call, error, text):

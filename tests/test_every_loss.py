@@ -88,7 +88,8 @@ def test_order_of_the_classes(fn, sizes, reduction):
     "Classes have no order: permute scores, answers, labels and options together"
     args, chosen, counts = problem(fn, **sizes)
     order = torch.randperm(args[0].shape[1], generator=torch.Generator().manual_seed(sizes['seed']))
-    moved = {k: v if k in ('mask', 'sample_weight') and counts.ndim == 1 else permuted(v, order) if v is not chosen.get('mask') else v[:, order] for k, v in chosen.items()}
+    per_row = {k for k in ('mask', 'sample_weight') if counts.ndim == 1}
+    moved = {k: v if k in per_row else v[:, order] if k == 'mask' else permuted(v, order, by_pair=k == 'cost') for k, v in chosen.items()}
     value, grad = value_and_grad(fn, args, reduction=reduction, **chosen)
     expected, of_moved = value_and_grad(fn, [permuted(o, order) for o in args], reduction=reduction, **moved)
     close(value, expected)

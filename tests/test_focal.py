@@ -207,8 +207,8 @@ def test_split_log_probs():
             for y in range(3):
                 with mp.workdps(60):
                     e = [mp.exp(mp.mpf(o)) for o in row]
-                    r = mp.fsum(e[:y] + e[y+1:])/mp.fsum(e)
-                    expected = float(mp.log1p(-r)) if r < .5 else float(mp.log(e[y]/mp.fsum(e))), float(mp.log(r))
+                    p, rest = e[y]/mp.fsum(e), mp.fsum(e[:y] + e[y+1:])/mp.fsum(e)
+                    expected = [float(mp.log1p(-b) if b < .5 else mp.log(a)) for a, b in ((p, rest), (rest, p))]
                 assert math.isclose(log_p[y], expected[0], rel_tol=1e-12, abs_tol=1e-300)
                 assert math.isclose(log_rest[y], expected[1], rel_tol=1e-12, abs_tol=1e-200)
     even = torch.full((3, 2), .5, **double).log()
