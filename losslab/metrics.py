@@ -8,7 +8,7 @@ Every metric of losslab under one name, and the way to choose among them. Each m
 __all__ = ['Moments', 'binary_accuracy', 'categorical_accuracy', 'describe', 'sparse_categorical_accuracy', 'top_k_accuracy',
            'ConfusionMatrix', 'balanced_accuracy', 'confusion_matrix', 'f_score', 'optimal_threshold', 'precision',
            'recall', 'threshold_curve', 'average_precision', 'plot_precision_recall', 'plot_roc',
-           'precision_recall_curve', 'roc_auc', 'roc_curve', 'Reliability', 'binary_calibration_error',
+           'precision_recall_curve', 'roc_auc', 'roc_curve', 'ReliabilityBins', 'binary_calibration_error',
            'binary_reliability', 'calibration_error', 'fit_temperature', 'plot_reliability', 'reliability']
 
 # %% ../nbs/judging/85_metrics.ipynb #a5d12d5a
@@ -18,7 +18,7 @@ from .decisions import (ConfusionMatrix, balanced_accuracy, confusion_matrix, f_
                                optimal_threshold, precision, recall, threshold_curve)
 from .ranking import (average_precision, plot_precision_recall, plot_roc,
                              precision_recall_curve, roc_auc, roc_curve)
-from .calibration import (Reliability, binary_calibration_error, binary_reliability,
+from .calibration import (ReliabilityBins, binary_calibration_error, binary_reliability,
                                  calibration_error, fit_temperature, plot_reliability,
                                  reliability)
 
@@ -28,6 +28,6 @@ _all_ = ['Moments', 'binary_accuracy', 'categorical_accuracy', 'describe',
          'ConfusionMatrix', 'balanced_accuracy', 'confusion_matrix', 'f_score',
          'optimal_threshold', 'precision', 'recall', 'threshold_curve',
          'average_precision', 'plot_precision_recall', 'plot_roc', 'precision_recall_curve',
-         'roc_auc', 'roc_curve', 'Reliability', 'binary_calibration_error',
+         'roc_auc', 'roc_curve', 'ReliabilityBins', 'binary_calibration_error',
          'binary_reliability', 'calibration_error', 'fit_temperature', 'plot_reliability',
          'reliability']

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from losslab.calibration import (Reliability, binary_calibration_error, binary_reliability, calibration_error,
+from losslab.calibration import (ReliabilityBins, binary_calibration_error, binary_reliability, calibration_error,
                                  fit_temperature, plot_reliability, reliability)
 from losslab.categorical import cross_entropy
 
@@ -140,7 +140,7 @@ def test_batches_add_up():
     for per_class in False, True:
         whole = reliability(z, y, per_class=per_class)
         parts = sum(reliability(a, b, per_class=per_class) for a, b in zip(z.split((40, 29, 1)), y.split((40, 29, 1))))
-        assert isinstance(parts, Reliability)
+        assert isinstance(parts, ReliabilityBins)
         for a, b in zip(whole, parts): close(a, b)
         for norm in NORMS: close(getattr(whole, norm).mean(), calibration_error(z, y, norm, per_class=per_class))
     one = reliability(z, y)

@@ -211,6 +211,8 @@ def test_split_log_probs():
                     expected = [float(mp.log1p(-b) if b < .5 else mp.log(a)) for a, b in ((p, rest), (rest, p))]
                 assert math.isclose(log_p[y], expected[0], rel_tol=1e-12, abs_tol=1e-300)
                 assert math.isclose(log_rest[y], expected[1], rel_tol=1e-12, abs_tol=1e-200)
+    z = torch.stack([torch.linspace(1, 6.9, 200), torch.zeros(200)], 1)  # float32: the one above one half has the digits of the others
+    for a, b in zip(split_log_probs(z.log_softmax(1), 1), split_log_probs(z.double().log_softmax(1), 1)): torch.testing.assert_close(a.double(), b, rtol=1e-6, atol=0)
     even = torch.full((3, 2), .5, **double).log()
     torch.testing.assert_close(split_log_probs(even, 1), (even, even))
     many = torch.zeros(1, 30000).log_softmax(1)
@@ -293,6 +295,7 @@ WRONG = {'gamma': (ValueError, 'gamma is -1; it must be at least 0', lambda: foc
          'negative alpha': (ValueError, 'alpha is -1', lambda: focal_loss(torch.randn(3, 4), torch.tensor([0, 1, 2]), alpha=-1)),
          'list': (TypeError, 'alpha is', lambda: focal_loss(torch.randn(3, 4), torch.tensor([0, 1, 2]), alpha=[1, 1, 1, 1])),
          'large alpha': (ValueError, 'alpha is 25; it must be between', lambda: sigmoid_focal_loss(torch.randn(3), torch.ones(3), alpha=25)),
+         'alphas': (ValueError, r'alpha is \[0.5, 2.0, 1.0\]; all must be', lambda: sigmoid_focal_loss(torch.randn(3), torch.ones(3), alpha=torch.tensor([.5, 2, 1]))),
          'alpha that does not expand': (ValueError, r'alpha has shape \(2,\), which does not expand', lambda: sigmoid_focal_loss(torch.randn(3), torch.ones(3), alpha=torch.tensor([.5, .5]))),
          'answers': (ValueError, 'answers lie between 0 and 1', lambda: sigmoid_focal_loss(torch.randn(3), torch.tensor([0., 1, 2]))),
          'smoothing': (ValueError, 'label_smoothing is 2', lambda: sigmoid_focal_loss(torch.randn(3), torch.ones(3), label_smoothing=2)),
