@@ -68,3 +68,11 @@ from losslab.schedules import (ConstantSchedule, CosineSchedule, CyclicalSchedul
                                Scheduled, SigmoidSchedule, TableSchedule)
 from losslab.regression import (HuberLoss, L1Loss, LogCoshLoss, MSELoss, QuantileLoss, SmoothL1Loss, huber_loss,
                                 l1_loss, log_cosh_loss, mse_loss, quantile_loss, smooth_l1_loss)
+from losslab.vae import (ELBOLoss, ELBOParts, LatentSummary, ReconstructionLoss, active_units, elbo_loss,
+                         elbo_parts, iwae_bound, latent_summary, optimal_sigma, reconstruction_loss,
+                         reparameterize)
+from losslab.gaussian import GaussianNLLLoss, gaussian_nll_loss
+from losslab.multitask import FixedWeight, MultiLoss, MultiLossOutput, UncertaintyWeight
+from losslab.mixture import (GaussianMixtureNLLLoss, gaussian_mixture_nll_loss, mixture_mean, mixture_mode,
+                             mixture_responsibilities, sample_mixture, split_mixture)
+from losslab.balancing import DynamicWeightAverage, GradNorm, pcgrad

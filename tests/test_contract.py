@@ -19,8 +19,9 @@ EVERY_LOSS = {'sample_weight', 'mask', 'reduction', 'normalizer'}
 OVER_CLASSES = {'weight', 'ignore_index', 'label_smoothing', 'dim'}
 SHARED = {'weight', 'sample_weight', 'pos_weight', 'mask', 'ignore_index', 'label_smoothing', 'dim', 'reduction', 'normalizer', 'temperature'}
 ARGUMENTS = SHARED | {'gamma', 'alpha', 'margin', 'mu', 'logvar', 'softcap', 'z_loss', 'p', 'log_target', 'detach_teacher', 'cost', 'prior', 'counts', 'tau', 'max_margin',
-                      'scale', 'gamma_neg', 'gamma_pos', 'clip', 'detach_focus', 'epsilon', 'q', 'truncate'}
-FIRST = {'logits', 'log_probs', 'probs', 'input', 'input1', 'student_logits'}
+                      'scale', 'gamma_neg', 'gamma_pos', 'clip', 'detach_focus', 'epsilon', 'q', 'truncate', 'delta', 'beta', 'quantile', 'var', 'full', 'eps', 'likelihood', 'sigma', 'output_logvar',
+                      'target_mu', 'target_logvar', 'free_bits', 'capacity', 'kl_balance', 'min_sigma'}
+FIRST = {'logits', 'log_probs', 'probs', 'input', 'input1', 'student_logits', 'mu', 'output'}
 MODULES = sorted(o.name for o in pkgutil.iter_modules(ll.__path__) if not o.name.startswith('_') and o.name != 'bench')
 
 
@@ -50,7 +51,7 @@ def test_option_names(fn):
     "Everything after `target` is keyword-only, and the shared options have their names and their defaults"
     params = inspect.signature(fn).parameters
     positional = [k for k, o in params.items() if o.kind is not inspect.Parameter.KEYWORD_ONLY]
-    assert positional == list(params)[:len(positional)] and len(positional) in (2, 3)
+    assert positional == list(params)[:len(positional)] and len(positional) in (2, 3, 4)
     assert next(iter(params)) in FIRST
     names = set(params)
     assert EVERY_LOSS <= names
@@ -66,6 +67,7 @@ def test_same_name_same_meaning():
             if o.kind is o.KEYWORD_ONLY: seen.setdefault(name, set()).add(o.default)
     differ = {k: v for k, v in seen.items() if len(v) > 1}
     assert differ == {'margin': {0., 1.}, 'dim': {1, None, -1},  # PyTorch's own: no margin where scores are ranked, no class axis in kl_div; latents are last
+                      'beta': {0., 1.},  # the width of the parabola of smooth L1 and the weight of a divergence, and the power in beta-NLL
                       'alpha': {0., .25, None}}  # the share of labels in distillation, torchvision's weight of yes, and no weight for a softmax
     assert set(seen) <= ARGUMENTS
 
@@ -95,6 +97,7 @@ def test_nothing_broadcasts(fn, changed):
     "Arguments whose shapes do not belong together are refused, with both shapes in the sentence"
     args = arguments(fn)
     for i in range(len(args)):
+        if fn.__name__ == 'gaussian_nll_loss' and i == 2: continue  # a variance may be shared, in PyTorch too
         bad = [changed(o) if j == i else o for j, o in enumerate(args)]
         with pytest.raises((ValueError, TypeError)) as caught: fn(*bad, **needed(fn))
         for o in bad[:2] if i < 2 else bad[i:]: assert str(tuple(o.shape)) in str(caught.value)

@@ -28,7 +28,7 @@ def reference(m, v, target_mu=None, target_logvar=None):
     return D.kl_divergence(D.Normal(m, (v/2).exp()), D.Normal(a, (b/2).exp()))
 
 
-@pytest.mark.parametrize('x', [-700., -50., -1., -.1000001, -.0999999, -.03, -1e-3, -1e-9, 0., 1e-15, 1e-6, .0999999, .1000001, .5, 20., 700.])
+@pytest.mark.parametrize('x', [-700., -50., -1., -.4, -.1000001, -.0999999, -.03, -1e-3, -1e-9, 0., 1e-15, 1e-6, .0999999, .1000001, .4, 20., 700.])
 def test_exp_above_tangent(x):
     "Sixty digits say what float64 should; value and derivative"
     t = torch.tensor(x, requires_grad=True, **double)

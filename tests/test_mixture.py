@@ -265,7 +265,7 @@ def test_nothing_counts():
         assert value == 0 and not any(g.any() for g in grads)
 
 
-@pytest.mark.parametrize('shapes', [SHAPES['numbers'], SHAPES['sequences']], ids=['numbers', 'sequences'])
+@pytest.mark.parametrize('shapes', [((4, 2), (4, 2)), ((2, 2, 2), (2, 2, 2, 2))], ids=['numbers', 'sequences'])
 def test_derivatives_and_transforms(shapes):
     args = [o.requires_grad_() for o in data(*shapes)]
     shape = args[0].shape[:-1]
@@ -371,7 +371,8 @@ def test_samples():
         close(own.mean(0), m[0, k], rtol=0, atol=.08)
         close(own.std(0), s[0, k].exp(), rtol=.04, atol=0)
     close(mixture_mean(a, m)[0], x.mean((0, 1)), rtol=0, atol=.15)
-    close(sample_mixture(a, m, s - 50, 1000, min_sigma=.5).std(0)[0, 1], sample_mixture(a, m, 0*s + math.log(.5), 20_000).std(0)[0, 1], rtol=.1, atol=0)
+    floored = sample_mixture(a[:, :1], m[:, :1], s[:, :1] - 50, 5000, min_sigma=.5, generator=torch.Generator().manual_seed(4))
+    close(floored.std(0), torch.full((1, 2), .5), rtol=.05, atol=0)
     assert sample_mixture(a, m[..., 0], s[..., 0], 4).shape == (4, 1) and sample_mixture(a[0], m[0], s[0], 4).shape == (4, 2) and sample_mixture(a, m, s).shape == (1, 1, 2)
     rng = torch.get_rng_state()
     sample_mixture(a, m, s, 3, generator=torch.Generator())
@@ -427,14 +428,3 @@ def test_module():
     assert 'min_sigma=0.5' in repr(loss_fn) and ll.Loss in GaussianMixtureNLLLoss.__mro__
     parts = GaussianMixtureNLLLoss(reduction='parts')(*args)
     close(parts.mean, gaussian_mixture_nll_loss(*args))
-
-
-def test_em_is_sklearn():
-    "The fitted mixture of scikit-learn has our losses and responsibilities"
-    mixture = pytest.importorskip('sklearn.mixture')
-    g = torch.Generator().manual_seed(0)
-    x = torch.cat([torch.randn(150, 2, generator=g) - 2, .5*torch.randn(100, 2, generator=g) + 1]).double()
-    em = mixture.GaussianMixture(3, covariance_type='diag', random_state=0).fit(x)
-    a, m, v = (torch.as_tensor(o).expand(250, *o.shape) for o in (em.weights_, em.means_, em.covariances_))
-    close(-none(a.log(), m, v.log()/2, x), torch.as_tensor(em.score_samples(x)), rtol=1e-9, atol=1e-9)
-    close(mixture_responsibilities(a.log(), m, v.log()/2, x), torch.as_tensor(em.predict_proba(x)), rtol=1e-8, atol=1e-9)
