@@ -174,7 +174,7 @@ def _read_quantiles(quantile, input, target):
         return False
     check_floating('quantile', quantile)
     qs, shape, n = tuple(quantile.shape), tuple(input.shape), quantile.numel()
-    if len(qs) != 1 or n == 0 or shape[-1:] != qs:
+    if n == 0 or shape[-1:] != qs:
         raise ValueError(f"quantile has shape {qs} and input has shape {shape}; quantile must be "
                          "(Q,), and input has a column for each, (..., Q)")
     if not isinstance(target, Tensor) or target.shape != shape[:-1]:
