@@ -109,7 +109,7 @@ class TableSchedule:
         last = len(self.values) - 1
         if not isinstance(step, Tensor): return self.values[min(max(int(step//self.every), 0), last)]
         table = torch.tensor(self.values, dtype=_in_double(step).dtype, device=step.device)
-        return table[(step//self.every).clamp(0, last).long()]
+        return table.take((step//self.every).clamp(0, last).long())
 
 # %% ../nbs/combining/65_schedules.ipynb #ca6738a0
 @dataclass(frozen=True)

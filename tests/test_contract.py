@@ -123,7 +123,8 @@ def test_everything_public_is_documented(name):
     assert o.__doc__ and '\n' not in o.__doc__.strip(), 'the docstring is one line; everything longer is markdown'
     if isinstance(o, type) and not (issubclass(o, ll.Loss) and o is not ll.Loss) and '__init__' not in vars(o): return
     own = inspect.signature(o).parameters
-    docs = docments(o)
+    whole = [c for c in reversed(o.__mro__) if c.__module__.startswith('losslab')] if isinstance(o, type) else [o]  # fields may be inherited
+    docs = {k: v for c in whole for k, v in docments(c).items() if v}
     assert [k for k, p in own.items() if k not in ('self', 'group') and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and not docs.get(k)] == []
     assert [k for k, v in docs.items() if v and ('$' in v or v.endswith('.'))] == []
 

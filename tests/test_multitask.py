@@ -58,7 +58,7 @@ def test_total_and_gradient():
     expected = by_torch(d)
     for t in range(6):
         out = criterion(**call(d))
-        w = dict(label=20., kl=min(t/4, 1), squares=math.exp(-torch.tensor(.7).item()), pixels=1.)
+        w = dict(label=20., kl=min(t/4, 1.), squares=math.exp(-torch.tensor(.7).item()), pixels=1.)
         total = sum(w[k]*v for k, v in expected.items()) + torch.tensor(.7).item()
         assert_close(out.total, total, rtol=1e-7, atol=0)
         for k, v in expected.items():
@@ -78,14 +78,14 @@ def test_total_and_gradient():
     assert leaves[0].grad is not None and criterion.weights['squares'].log_scale.grad is not None
 
 
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 2**16), st.booleans())
-def test_epochs_are_exact(sizes, seed, compiled):
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 2**16))
+def test_epochs_are_exact(sizes, seed):
     "The averages over unequal batches are those of one pass, to 1e-12; and the epoch starts again"
     torch.manual_seed(seed)
     d, criterion = data(sum(sizes)), make(kl=.3, label=2.)
     one = criterion(**call(d)).log()
     again = criterion.averages()
-    assert again == criterion.epoch() and all(math.isnan(o) for o in criterion.averages().values())
+    assert str(again) == str(criterion.epoch()) and all(math.isnan(o) for o in criterion.averages().values())
     at = 0
     for n in sizes: criterion(**call(d, slice(at, at := at + n)))
     epoch = criterion.epoch()
@@ -104,7 +104,7 @@ def test_float32_sums_are_in_float64():
     for _ in range(300): criterion(a=torch.full((1,), .1))
     criterion(a=torch.full((1,), 1e8))
     for _ in range(300): criterion(a=torch.full((1,), .1))
-    assert criterion.epoch()['a'] == pytest.approx((600*torch.tensor(.1).item() + 1e8)/601, rel=1e-14)
+    assert criterion.epoch()['a'] == pytest.approx((600*torch.tensor(.1).item() + 1e8)/601, rel=1e-12)
 
 
 def test_the_total_of_an_epoch_has_the_weights_of_now():
@@ -316,6 +316,7 @@ def test_on_a_gpu(moved):
 @pytest.mark.parametrize('backend', ['eager', 'aot_eager'])
 def test_compiled(backend):
     "One graph for the whole step: parts, schedules, learned weights, running sums; new weights are no new graph"
+    torch._dynamo.reset()
     d = data(12)
     plain, criterion = (make(kl=ll.LinearSchedule(4), squares='learned') for _ in range(2))
     counter = CompileCounterWithBackend(backend)
