@@ -330,7 +330,7 @@ def test_compiled(backend):
         for a, b in zip(torch.autograd.grad(out.total, [d['z'], criterion.weights['squares'].log_scale]),
                         torch.autograd.grad(expected.total, [d['z'], plain.weights['squares'].log_scale])): assert_close(a, b)
         for o in plain, criterion: o.step(); o.set_weights(label=float(t))
-        first = counter.frame_count if t == 0 else first
+        if t == 0: first = counter.frame_count
     assert counter.frame_count == first
     a, b = criterion.epoch(), plain.epoch()
     for k in a: assert abs(a[k] - b[k]) < 1e-12
