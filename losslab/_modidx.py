@@ -549,6 +549,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'losslab.multitask._Precise': ('combining/multitask.html#_precise', 'losslab/multitask.py'),
                                    'losslab.multitask._Precise._apply': ( 'combining/multitask.html#_precise._apply',
                                                                           'losslab/multitask.py'),
+                                   'losslab.multitask._added': ('combining/multitask.html#_added', 'losslab/multitask.py'),
                                    'losslab.multitask._advance': ('combining/multitask.html#_advance', 'losslab/multitask.py'),
                                    'losslab.multitask._averages': ('combining/multitask.html#_averages', 'losslab/multitask.py'),
                                    'losslab.multitask._check_given': ('combining/multitask.html#_check_given', 'losslab/multitask.py'),

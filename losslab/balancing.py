@@ -21,8 +21,9 @@ def task_gradients(
     "The gradient of each loss in all `params`, as one row"
     losses, params = list(losses), list(params)
     if not losses: raise ValueError("losses is empty; there is no gradient to take")
-    if not params: raise ValueError("params is empty; give the parameters that the losses share")
-    rows = [torch.autograd.grad(o, params, retain_graph=True, allow_unused=True) for o in losses]
+    if not params: raise ValueError("params is empty; give those that the losses share")
+    rows = [torch.autograd.grad(o, params, retain_graph=True, allow_unused=True)
+            for o in losses]
     return torch.stack([_flat(row, params) for row in rows])
 
 def _flat(grads, params):
@@ -43,7 +44,7 @@ def gradnorm_slope(
 
 # %% ../nbs/combining/67_balancing.ipynb #c989bbe2
 class GradNorm(nn.Module):
-    "Weights that make the gradients of several losses equally long; they save with the model"
+    "Weights that make gradients of several losses equally long; they save with the model"
     def __init__(self,
         names, # of the losses
         alpha:float=1.5, # how much longer the gradient of a task that is behind may be

@@ -26,10 +26,12 @@ def own_mean(
     "The `reduction` that `fn` was made with; None if it has none, or PyTorch's"
     if isinstance(fn, Loss): return getattr(fn, 'reduction', None)
     call = fn.forward if isinstance(fn, nn.Module) else fn
-    if (getattr(getattr(call, 'func', call), '__module__', None) or '').startswith('torch.'): return None
+    home = getattr(getattr(call, 'func', call), '__module__', None)
+    if (home or '').startswith('torch.'): return None
     try: option = inspect.signature(call).parameters.get('reduction')
     except (TypeError, ValueError): return None
-    return None if option is None else option.default
+    if option is None: return None
+    return 'mean' if option.default is option.empty else option.default
 
 # %% ../nbs/combining/66_multitask.ipynb #8b0d839e
 def ask_parts(
@@ -39,13 +41,16 @@ def ask_parts(
     options:dict, # its options
 )->LossParts: # of this call
     "Ask `fn` for the numerator and the denominator of its `mean`"
+    check_option('reduction of a part', mean, _means)
     if mean in ('mean', 'parts'): return fn(*args, reduction='parts', **options)
-    check_option('reduction of a part', mean, ('mean', 'element_mean', 'batchmean'))
     total = fn(*args, reduction='sum', **options)
     if mean == 'batchmean': return LossParts(total, _long(total, n_rows(args)))
     known = fn.options if isinstance(fn, Loss) else inspect.signature(fn).parameters
     plain = {k: None for k in ('weight', 'sample_weight') if k in known}
-    with torch.no_grad(): return LossParts(total, fn(*args, reduction='parts', **options | plain).count)
+    with torch.no_grad(): count = fn(*args, reduction='parts', **options | plain).count
+    return LossParts(total, count)
+
+_means = 'mean', 'element_mean', 'batchmean', 'parts'
 
 def n_rows(
     args:tuple, # arguments of a loss
@@ -64,8 +69,8 @@ def as_parts(
     "`value` as numerator and denominator; a single number counts as the mean over the rows"
     if isinstance(value, LossParts): return value
     if not isinstance(value, Tensor):
-        raise TypeError(f"a part returned a {type(value).__name__}; it must return a tensor: "
-                        "one value per element, a mean, or LossParts")
+        raise TypeError(f"a part returned a {type(value).__name__}; it must return a "
+                        "tensor: one value per element, a mean, or LossParts")
     value = full_precision(value) if value.is_floating_point() else value.float()
     if value.ndim: return reduce_loss(value, 'parts')
     n = n_rows(args)
@@ -80,12 +85,13 @@ class Part(nn.Module):
     ):
         super().__init__()
         if not callable(fn):
-            raise TypeError(f"{name} is {fn!r}; it must be a loss, for example CrossEntropyLoss(), "
-                            "or a function")
+            raise TypeError(f"{name} is {fn!r}; it must be a loss, for example "
+                            "CrossEntropyLoss(), or a function")
         self.fn, self.mean = fn, own_mean(fn)
         if self.mean == 'sum':
-            raise ValueError(f"{name} has reduction='sum', which has no mean to average over an "
-                             "epoch; use 'batchmean' to divide by the rows")
+            raise ValueError(f"{name} has reduction='sum', which has no mean to "
+                             "average over an epoch; use 'batchmean' to divide by the rows")
+        if self.mean is not None: check_option(f'reduction of {name}', self.mean, _means)
 
     def forward(self, *args, **options):
         "Numerator and denominator for these arguments"
@@ -102,7 +108,8 @@ class _Precise(nn.Module):
 def _moved(t, fn):
     "`t` on the device to which `fn` moves things; MPS has no float64"
     device = fn(torch.empty(0, device=t.device)).device
-    return t.to(device, torch.float32 if device.type == 'mps' and t.is_floating_point() else t.dtype)
+    no_double = device.type == 'mps' and t.is_floating_point()
+    return t.to(device, torch.float32 if no_double else t.dtype)
 
 class PartsLog(_Precise):
     "Sums of `LossParts` by name; they save with the model"
@@ -117,9 +124,10 @@ class PartsLog(_Precise):
         parts:Mapping, # name to `LossParts`, not necessarily all
     ):
         "Add the parts of a batch"
-        row = {k: torch.stack([o.detach().to(self.sums) for o in v]) for k,v in parts.items()}
+        rows = {k: torch.stack([o.detach().to(self.sums) for o in pair])
+                for k, pair in parts.items()}
         none = torch.zeros_like(self.sums[0])
-        self.sums += torch.stack([row.get(k, none) for k in self.names])
+        self.sums += torch.stack([rows.get(k, none) for k in self.names])
 
     def parts(self)->dict: # name to `LossParts`
         "The sums so far"
@@ -184,19 +192,21 @@ class MultiLossOutput(NamedTuple):
     @property
     def terms(self)->dict: # name to scalar
         "Each mean times its weight; their gradients are those that add up in the model"
-        return {k: weigh(w.to(self.total), self.parts[k].mean) for k,w in self.weights.items()}
+        return {k: weigh(w.to(self.total), self.parts[k].mean)
+                for k, w in self.weights.items()}
 
     def log(self)->dict: # name to number, in the unit of each part
         "The total and the mean of each part, as Python numbers"
         each = {'total': self.total, **{k: o.mean for k,o in self.parts.items()}}
-        values = torch.stack([full_precision(o.detach()).to(self.total.device) for o in each.values()])
-        return dict(zip(each, values.tolist()))
+        values = [full_precision(o.detach()).to(self.total.device) for o in each.values()]
+        return dict(zip(each, torch.stack(values).tolist()))
 
 # %% ../nbs/combining/66_multitask.ipynb #467a16d4
 def read_call(
     given:object, # what the user gave for a part
 )->list: # of pairs, arguments and options
     "The calls of one part"
+    if given is None: return []
     if isinstance(given, list): return [o for each in given for o in read_call(each)]
     if isinstance(given, Mapping): return [((), dict(given))]
     if not isinstance(given, tuple): given = (given,)
@@ -222,7 +232,7 @@ class MultiLoss(nn.Module):
     "Several losses under their names: one total, and every part of it"
     def __init__(self,
         losses:Mapping, # name to loss: a `Loss`, a loss function, or any function
-        weights:Mapping|str|None=None, # name to number, schedule, `'learned'` or module; else 1
+        weights:Mapping|str|None=None, # name to number, schedule, `'learned'` or module
         metrics:Mapping|None=None, # name to metric: reported, not in the total
     ):
         super().__init__()
@@ -235,7 +245,7 @@ class MultiLoss(nn.Module):
         self.running = PartsLog([*losses, *metrics])
 
     def forward(self, *args, **arguments)->MultiLossOutput:
-        "Total and parts for the arguments of each part, by name; None where a batch has none"
+        "Total and parts, for the arguments of each part; None where a batch has none"
         if args: raise TypeError("MultiLoss takes the arguments of each part by its name, "
                                  "for example label=(logits, target)")
         out = self.combine(self.measure(**arguments))
@@ -245,7 +255,8 @@ class MultiLoss(nn.Module):
     def measure(self, **arguments)->dict: # name to `LossParts`
         "Numerator and denominator of each part, without weights and without a log"
         _check_given(self, arguments)
-        return {name: _measured(self, name, o) for name, o in arguments.items() if o is not None}
+        calls = {name: read_call(o) for name, o in arguments.items()}
+        return {name: _measured(self, name, o) for name, o in calls.items() if o}
 
     def combine(self,
         parts:Mapping, # name to `LossParts`
@@ -257,7 +268,8 @@ class MultiLoss(nn.Module):
             weight, mean = module(), parts[name].mean
             weights[name] = weight.detach()
             terms.append(weigh(weight.to(mean), mean))
-            if hasattr(module, 'penalty'): terms.append(module.penalty()*(parts[name].count != 0))
+            if hasattr(module, 'penalty'):
+                terms.append(module.penalty()*(parts[name].count != 0))
         total = sum(terms) if terms else torch.zeros((), device=self.running.sums.device)
         return MultiLossOutput(total, dict(parts), weights)
 
@@ -285,51 +297,62 @@ class MultiLoss(nn.Module):
 # %% ../nbs/combining/66_multitask.ipynb #f11d40fb
 def _check_names(losses, weights, metrics):
     "Raise unless every name is fine, and means one thing"
-    if not losses: raise ValueError("losses is empty; give at least one, for example dict(label=CrossEntropyLoss())")
+    if not losses:
+        raise ValueError("losses is empty; give at least one, for example "
+                         "dict(label=CrossEntropyLoss())")
+    taken = {'total', *dir(nn.ModuleDict())}
     for name in [*losses, *metrics]:
-        if not isinstance(name, str) or not name.isidentifier() or name == 'total' or hasattr(nn.ModuleDict(), name):
-            raise ValueError(f"{name!r} cannot be the name of a part; use a word, and not 'total' "
-                             "or a method of a dict")
+        if not isinstance(name, str) or not name.isidentifier() or name in taken:
+            raise ValueError(f"{name!r} cannot be the name of a part; use a word, and not "
+                             "'total' or a method of a dict")
     if twice := [o for o in metrics if o in losses]:
-        raise ValueError(f"{twice[0]!r} is a loss and a metric; give the metric a name of its own")
+        raise ValueError(f"{twice[0]!r} is a loss and a metric; give the metric "
+                         "its own name")
     if unknown := [o for o in weights if o not in losses]:
-        raise ValueError(f"weights has {unknown[0]!r}, but the losses are {', '.join(losses)}")
+        raise ValueError(f"weights has {unknown[0]!r}, but the losses are "
+                         f"{', '.join(losses)}")
 
 def _check_given(self, arguments):
     "Raise unless every loss has arguments, and nothing else has"
     for name in arguments:
         if name not in self.losses and name not in self.metrics:
-            raise TypeError(f"MultiLoss has no part {name!r}; its parts are {', '.join(self.running.names)}")
+            raise TypeError(f"MultiLoss has no part {name!r}; its parts are "
+                            f"{', '.join(self.running.names)}")
     for name in self.losses:
         if name not in arguments:
-            raise TypeError(f"part {name!r} has no arguments; give {name}=(...), or {name}=None "
-                            "for a batch without it")
+            raise TypeError(f"part {name!r} has no arguments; give {name}=(...), or "
+                            f"{name}=None for a batch without it")
 
-def _measured(self, name, given):
-    "`LossParts` of one part, over all of its calls"
-    if name in self.losses: return sum(self.losses[name](*args, **options) for args, options in read_call(given))
-    with torch.no_grad():
-        return sum(self.metrics[name](*args, **options) for args, options in read_call(given))
+def _measured(self, name, calls):
+    "`LossParts` of one part, over all of its calls; an error says which part it was"
+    if torch.compiler.is_compiling(): return _added(self, name, calls)
+    try: return _added(self, name, calls)
+    except Exception as error:
+        error.add_note(f"in part {name!r} of MultiLoss")
+        raise
+
+def _added(self, name, calls):
+    if name in self.losses: return sum(self.losses[name](*a, **o) for a, o in calls)
+    with torch.no_grad(): return sum(self.metrics[name](*a, **o) for a, o in calls)
 
 def _advance(self, names):
+    moving = {k: o for k, o in self.weights.items() if hasattr(o, 'step')}
     for name in names:
-        if not hasattr(self.weights[name] if name in self.weights else None, 'step'):
-            raise ValueError(f"{name!r} has no schedule to advance")
-    for name in names or self.weights:
-        if hasattr(self.weights[name], 'step'): self.weights[name].step()
+        if name not in moving: raise ValueError(f"{name!r} has no schedule to advance")
+    for name in names or moving: moving[name].step()
 
 def _set_fixed(self, weights):
+    fixed = {k: o for k, o in self.weights.items() if isinstance(o, FixedWeight)}
     for name, value in weights.items():
-        if not isinstance(self.weights[name] if name in self.weights else None, FixedWeight):
-            raise ValueError(f"{name!r} has no fixed weight to set")
+        if name not in fixed: raise ValueError(f"{name!r} has no fixed weight to set")
         check_range(name, value, -float('inf'), tensor=True)
     with torch.no_grad():
-        for name, value in weights.items(): self.weights[name].value.fill_(value)
+        for name, value in weights.items(): fixed[name].value.fill_(value)
 
 @torch.no_grad()
 def _averages(self):
     counts = self.running.sums[:,1].tolist()
     seen = {k: o for (k, o), n in zip(self.running.parts().items(), counts) if n}
-    known = self.combine(seen).log() if any(k in self.losses for k in seen) else {}
-    known = {**known, **{k: o.mean.item() for k,o in seen.items()}}
+    known = {k: o.mean.item() for k, o in seen.items()}
+    if any(k in self.losses for k in seen): known['total'] = self.combine(seen).total.item()
     return {k: known.get(k, float('nan')) for k in ('total', *self.running.names)}

@@ -89,7 +89,8 @@ class ConstantSchedule:
 
     def __call__(self, step:Real|Tensor)->float|Tensor: # steps done
         "`value`, whatever the step"
-        return torch.full_like(_in_double(step), self.value) if isinstance(step, Tensor) else self.value
+        if not isinstance(step, Tensor): return self.value
+        return torch.full_like(_in_double(step), self.value)
 
 # %% ../nbs/combining/65_schedules.ipynb #2e66b135
 @dataclass(frozen=True)
@@ -100,16 +101,18 @@ class TableSchedule:
 
     def __post_init__(self):
         object.__setattr__(self, 'values', tuple(self.values))
-        if not self.values: raise ValueError("values is empty; it must hold at least one weight")
+        if not self.values:
+            raise ValueError("values is empty; it must hold at least one weight")
         for i, o in enumerate(self.values): check_range(f'values[{i}]', o, -math.inf)
         check_range('every', self.every, open_low=True)
 
     def __call__(self, step:Real|Tensor)->float|Tensor: # steps done
         "The weight whose turn it is at `step`"
         last = len(self.values) - 1
-        if not isinstance(step, Tensor): return self.values[min(max(int(step//self.every), 0), last)]
+        turn = step//self.every
+        if not isinstance(step, Tensor): return self.values[min(max(int(turn), 0), last)]
         table = torch.tensor(self.values, dtype=_in_double(step).dtype, device=step.device)
-        return table.take((step//self.every).clamp(0, last).long())
+        return table.take(turn.clamp(0, last).long())
 
 # %% ../nbs/combining/65_schedules.ipynb #ca6738a0
 @dataclass(frozen=True)
@@ -128,9 +131,11 @@ class CyclicalSchedule:
 
     def __call__(self, step:Real|Tensor)->float|Tensor: # steps done
         "The weight at `step`"
-        within, over = step % self.period, math.inf if self.cycles is None else self.period*self.cycles
-        if isinstance(step, Tensor): return self.schedule(torch.where(step < over, within, self.period))
-        return self.schedule(within if step < over else self.period)
+        over = math.inf if self.cycles is None else self.period*self.cycles
+        within, going = step % self.period, step < over
+        if isinstance(step, Tensor):
+            return self.schedule(torch.where(going, within, self.period))
+        return self.schedule(within if going else self.period)
 
 # %% ../nbs/combining/65_schedules.ipynb #0104a4c6
 class Scheduled(nn.Module):
@@ -149,7 +154,8 @@ class Scheduled(nn.Module):
     def forward(self)->Tensor:
         "The weight at this step, a scalar"
         weight = self.schedule(self.position)
-        return weight if isinstance(weight, Tensor) else _in_double(self.position)*0 + weight
+        if isinstance(weight, Tensor): return weight
+        return torch.full_like(_in_double(self.position), weight)
 
     def step(self,
         n:int=1, # how many

@@ -106,7 +106,7 @@ def test_balanced_softmax_of_the_paper():
     for o in grid(reduction=REDUCTIONS, weight=(None, W), label_smoothing=(0., .2)): close(bs(z, y, **o), la(z, y, **o))
 
 
-@pytest.mark.parametrize('prior', [.1, .9, torch.tensor(.3, **double), torch.tensor([.1, .5, .9, .01], **double), torch.rand(5, 1, **double)], ids=str)
+@pytest.mark.parametrize('prior', [.1, .9, torch.tensor(.3, **double), torch.tensor([.1, .5, .9, .01], **double), torch.linspace(.1, .9, 5, **double)[:, None]], ids=['rare', 'common', 'tensor', 'per class', 'per row'])
 def test_binary_against_two_classes(prior):
     "One logit is the difference of two; pos_weight, weight, masks and smoothing are those of binary cross entropy"
     z, y = torch.randn(5, 4, **double), torch.randint(2, (5, 4))

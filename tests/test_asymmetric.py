@@ -116,7 +116,7 @@ def test_asymmetric_at_zero_and_at_equal_exponents():
             assert_same(run(asymmetric_loss, gamma_neg=.7, gamma_pos=.7, clip=0), run(ll.sigmoid_focal_loss, gamma=.7, alpha=None), o)
 
 
-@pytest.mark.parametrize('fn,plain', [(generalized_cross_entropy, dict(q=0)), (generalized_cross_entropy, dict(q=1e-12)), (poly_loss, dict(epsilon=0.)), (poly_loss, dict(epsilon=(0., 0.)))], ids=str)
+@pytest.mark.parametrize('fn,plain', [(generalized_cross_entropy, dict(q=0)), (generalized_cross_entropy, dict(q=1e-12)), (poly_loss, dict(epsilon=0.)), (poly_loss, dict(epsilon=(0., 0.)))], ids=lambda o: o if isinstance(o, str) else getattr(o, '__name__', str(o)))
 @pytest.mark.parametrize('kind', ['index', 'onehot', 'shares'])
 def test_cross_entropy_at_zero(fn, plain, kind):
     "Under every weight, mask and reduction"

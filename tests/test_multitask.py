@@ -129,8 +129,11 @@ def test_calls():
     out = criterion(label=None, own=d['x'], acc=[(d['z'], d['y']), (d['z'][:3], d['y'][:3])])
     assert set(out.parts) == {'own', 'acc'} and out.total == out.parts['own'].mean
     assert out.parts['acc'].count == (d['y'] >= 0).sum() + (d['y'][:3] >= 0).sum()
-    out = criterion(label=None, own=None)
-    assert out.total == 0 and out.parts == out.weights == {}
+    for nothing in None, [], [None]:
+        out = criterion(label=nothing, own=None)
+        assert out.total == 0 and out.parts == out.weights == {}
+    out = ll.MultiLoss(dict(own=lambda v: v), metrics=dict(size=lambda v: v.abs()))(own=(w := torch.ones(3, requires_grad=True)), size=w)
+    assert out.parts['own'].total.requires_grad and not out.parts['size'].total.requires_grad   # a metric has no graph
     given = (d['z'], d['y'], dict(mask=mask, reduction='mean'))
     criterion(label=given, own=None)
     assert given[2] == dict(mask=mask, reduction='mean')   # the caller's dict is not ours
@@ -171,7 +174,7 @@ def test_plain_callables():
     half = as_parts(torch.tensor(6e4, dtype=torch.float16), (a,))
     assert half.total.dtype == torch.float32 and half.total == 6*torch.tensor(6e4, dtype=torch.float16).float()
     class Own(nn.Module):
-        def forward(self, z, y, *, reduction='mean'): return ll.cross_entropy(z, y, reduction=reduction)
+        def forward(self, z, y, *, reduction): return ll.cross_entropy(z, y, reduction=reduction)
     out = ll.MultiLoss(dict(m=Own()))(m=(a, torch.tensor([0, 1, -100, -100, 2, 3])))
     assert out.parts['m'].count == 4
 
@@ -382,6 +385,7 @@ def test_all_processes(tmp_path):
     (lambda: ll.MultiLoss({}), ValueError, 'losses is empty'),
     (lambda: ll.MultiLoss(dict(a=3)), TypeError, 'a is 3; it must be a loss'),
     (lambda: ll.MultiLoss(dict(a=ll.CrossEntropyLoss(reduction='sum'))), ValueError, "a has reduction='sum'.*use 'batchmean'"),
+    (lambda: ll.MultiLoss(dict(a=ll.CrossEntropyLoss(reduction='none'))), ValueError, "reduction of a is 'none'"),
     (lambda: ll.MultiLoss(dict(total=ll.cross_entropy)), ValueError, "'total' cannot be the name of a part"),
     (lambda: ll.MultiLoss({'keys': ll.cross_entropy}), ValueError, "'keys' cannot"),
     (lambda: ll.MultiLoss({'a.b': ll.cross_entropy}), ValueError, "'a.b' cannot"),
@@ -406,8 +410,10 @@ def test_errors(make_it, error, text):
 
 
 def test_a_failed_call_leaves_no_trace():
+    "Neither in the sums; the error names the part"
     criterion = ll.MultiLoss(dict(a=ll.cross_entropy, b=ll.cross_entropy))
-    with pytest.raises(ValueError): criterion(a=(torch.ones(2, 2), torch.tensor([0, 1])), b=(torch.ones(2, 2), torch.tensor([0, 7])))
+    with pytest.raises(ValueError) as caught: criterion(a=(torch.ones(2, 2), torch.tensor([0, 1])), b=(torch.ones(2, 2), torch.tensor([0, 7])))
+    assert caught.value.__notes__ == ["in part 'b' of MultiLoss"]
     assert not criterion.running.sums.any()
 
 
