@@ -255,3 +255,12 @@ def test_corners():
     for fn in m, F:
         assert value_and_grad(lambda a, fn=fn: fn.margin_ranking_loss(a, torch.zeros(1), torch.ones(1)), torch.zeros(1))[1] == -1
         assert value_and_grad(lambda a, fn=fn: fn.hinge_embedding_loss(a, -torch.ones(1)), torch.ones(1))[1] == -1
+
+
+@pytest.mark.parametrize('name', ['multilabel_soft_margin_loss', 'binary_brier_loss', 'brier_loss', 'multi_margin_loss'])
+def test_weighted_mean_of_equal_values(name):
+    "Where all elements cost the same, a weighted mean is that cost, whatever the weights"
+    z, w = torch.zeros(5, 4, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
+    target = torch.tensor([0, 1, 2, 3, 0]) if name in ('brier_loss', 'multi_margin_loss') else (torch.rand(5, 4) < .5).double()
+    loss = getattr(ll, name)
+    torch.testing.assert_close(loss(z, target, weight=w, reduction='weighted_mean'), loss(z, target))
