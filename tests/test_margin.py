@@ -262,5 +262,5 @@ def test_weighted_mean_of_equal_values(name):
     "Where all elements cost the same, a weighted mean is that cost, whatever the weights"
     z, w = torch.zeros(5, 4, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
     target = torch.tensor([0, 1, 2, 3, 0]) if name in ('brier_loss', 'multi_margin_loss') else (torch.rand(5, 4) < .5).double()
-    loss = getattr(ll, name)
+    loss = getattr(m, name)
     torch.testing.assert_close(loss(z, target, weight=w, reduction='weighted_mean'), loss(z, target))
