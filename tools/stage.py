@@ -40,6 +40,7 @@ def process():
     digest = inputs_digest()
     force = not DIGEST.exists() or DIGEST.read_text() != digest
     os.environ.setdefault('OMP_NUM_THREADS', '1')
+    os.environ.setdefault('KERAS_BACKEND', 'torch')  # nbdev runs the imports of a page, and not the cell before them that says so
     proc_nbs(n_workers=min(os.cpu_count() or 1, 4), force=force)
     DIGEST.parent.mkdir(exist_ok=True)
     DIGEST.write_text(digest)
