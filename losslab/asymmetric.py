@@ -37,8 +37,8 @@ from numbers import Number
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import (Loss, LossParts, Reduction, check_range, expand_weight,
-                          implementation, implements, keep, reduce_elements, weigh)
+from .core import (Loss, LossParts, Reduction, check_range, compute, expand_weight,
+                          implements, keep, reduce_elements, weigh)
 from .labels import class_axis
 from .categorical import class_nll, read_classes, reduce_classes
 from .binary import answer_weight, read_binary
@@ -103,8 +103,7 @@ def asymmetric_loss(
     if label_smoothing: y = y + label_smoothing*(.5 - y)
     weight = expand_weight('weight', weight, z)
     yes = expand_weight('pos_weight', pos_weight, z)
-    args = z, y, gamma_neg, gamma_pos, clip, detach_focus, yes
-    loss = implementation('asymmetric_loss', *args)(*args)
+    loss = compute('asymmetric_loss', z, y, gamma_neg, gamma_pos, clip, detach_focus, yes)
     carried = answer_weight(y, weight, yes, None) if reduction == 'weighted_mean' else None
     return reduce_elements(loss, weight, carried, sample_weight, mask, broken, reduction,
                            normalizer)

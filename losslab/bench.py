@@ -24,13 +24,14 @@ import weakref
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import product
+from itertools import accumulate, product
 from pathlib import Path
 from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from .core import check_option
 from .categorical import cross_entropy
 from .binary import binary_cross_entropy_with_logits
@@ -91,25 +92,40 @@ def _finish():
 
 # %% ../nbs/scale/74_bench.ipynb #4b03b228
 class Alive(TorchDispatchMode):
-    "The most bytes of new tensors that are alive at once"
+    "Bytes of new tensors that are alive at once, beside those that are `known`"
     def __init__(self, *known):
         super().__init__()
-        self.now, self.peak, self.seen = 0, 0, {o.untyped_storage()._cdata for o in known}
+        self.clock, self.lives, self.seen = 0, [], {_memory_of(o) for o in known}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **kwargs or {})
-        for o in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(o, Tensor): self.watch(o.untyped_storage())
+        self.clock += 1
+        for o in tree_leaves(out):
+            if isinstance(o, Tensor) and _memory_of(o) not in self.seen: self.watch(o)
         return out
 
-    def watch(self, storage):
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.seen: return
-        self.seen.add(key)
-        self.now, self.peak = self.now + size, max(self.peak, self.now + size)
-        weakref.finalize(storage, self.free, key, size)
+    def watch(self, t):
+        life = [self.clock, math.inf, t.untyped_storage().nbytes(), _memory_of(t)]
+        self.lives.append(life)
+        self.seen.add(life[3])
+        weakref.finalize(t.untyped_storage(), self.end, life)
 
-    def free(self, key, size): self.now -= size; self.seen.discard(key)
+    def end(self, life): life[1] = self.clock + .5; self.seen.discard(life[3])
+
+    @property
+    def now(self): return sum(size for _,end,size,_ in self.lives if end == math.inf)
+
+    @property
+    def peak(self): return self.beyond()
+
+    def beyond(self, *results):
+        "The most at once, beside `results` that are alive"
+        given = {_memory_of(o) for o in results if o is not None}
+        lives = [o for o in self.lives if o[1] < math.inf or o[3] not in given]
+        changes = [(start,size) for start,_,size,_ in lives] + [(end,-size) for _,end,size,_ in lives]
+        return max(accumulate(size for _,size in sorted(changes)), default=0)
+
+def _memory_of(t): return t.untyped_storage()._cdata
 
 # %% ../nbs/scale/74_bench.ipynb #540be7f5
 def peak_memory(
@@ -404,35 +420,53 @@ def _parser():
     say('--threads', 'of PyTorch; its own choice if not given', type=int)
     flag('--compile', 'also under torch.compile, in another process')
     flag('--large-pages', 'also with THP_MEM_ALLOC_ENABLE=1, in another process')
-    say('--save', 'write the results as data', metavar='FILE.json')
+    say('--save', 'add the results to this file, one by one', metavar='FILE.json')
     say('--here', argparse.SUPPRESS, choices=['plain', 'compiled'])
     return parser
 
 # %% ../nbs/scale/74_bench.ipynb #0ba04b4b
-def _measure(args, compiled):
-    "The results of this process, printed one by one"
+def _key(result): return tuple(result[o] for o in ('case', 'size', 'dtype', 'compiled', 'large_pages'))
+
+def _saved(file, kind):
+    "What `file` holds, each case once, if it was measured on this kind of machine"
+    if not file or not Path(file).exists(): return {}
+    held = json.loads(Path(file).read_text(encoding='utf-8'))
+    other = {k: v for k,v in held['machine'].items() if k != 'load' and kind.get(k) != v}
+    if other:
+        raise ValueError(f"save is {file!r}, which holds results of another machine ({other}); "
+                         "give another name")
+    return {_key(o): o for o in held['results']}
+
+def _save(file, kind, result):
+    "Add `result` to `file`, all or nothing"
+    results = {**_saved(file, kind), _key(result): result}
+    lines = ',\n'.join(map(json.dumps, results.values()))
+    part = Path(f'{file}.part')
+    part.write_text(f'{{"machine": {json.dumps(kind)},\n"results": [\n{lines}]}}\n',
+                    encoding='utf-8')
+    part.replace(file)
+
+# %% ../nbs/scale/74_bench.ipynb #8981a6b5
+def _measure(args, kind):
+    "Measure in this process; print and save one case after the other"
+    compiled = args.here == 'compiled'
     if compiled: compile_kernels()
     pace = {'rounds': 5, 'seconds': .02, 'most': 2} if args.quick else {'most': 60}
     wanted = choose(args.only, quick=args.quick, device=args.device)
     chosen = list(product(wanted, args.dtype))
-    results = []
     for i,(case,dtype) in enumerate(chosen, 1):
         print(f'[{i}/{len(chosen)}] {case.title}, {dtype}', file=sys.stderr, flush=True)
-        results.append(compare(case, dtype, args.device, compiled, **pace))
-        print(report(results[-1]), flush=True)
-    return results
+        result = compare(case, dtype, args.device, compiled, **pace)
+        print(report(result), flush=True)
+        if args.save: _save(args.save, kind, result)
 
-def _elsewhere(argv, compiled, large_pages):
-    "The results of another process"
+def _measure_elsewhere(argv, compiled, large_pages):
+    "The same in another process"
     env = {**os.environ, 'THP_MEM_ALLOC_ENABLE': '1'} if large_pages else None
     here = ['--here', 'compiled' if compiled else 'plain']
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder)/'results.json'
-        call = [sys.executable, '-m', 'losslab.bench', *argv, *here, '--save', str(file)]
-        subprocess.run(call, env=env, check=True)
-        return json.loads(file.read_text(encoding='utf-8'))['results']
+    subprocess.run([sys.executable, '-m', 'losslab.bench', *argv, *here], env=env, check=True)
 
-# %% ../nbs/scale/74_bench.ipynb #332c1129
+# %% ../nbs/scale/74_bench.ipynb #85b421ee
 def main(
     argv:list|None=None, # arguments of the command line
 ):
@@ -440,18 +474,16 @@ def main(
     argv, parser = sys.argv[1:] if argv is None else argv, _parser()
     args = parser.parse_args(argv)
     if args.threads: torch.set_num_threads(args.threads)
-    try: choose(args.only, quick=args.quick)
-    except ValueError as e: parser.error(str(e))
     kind = machine(args.device)
+    try:
+        choose(args.only, quick=args.quick)
+        _saved(args.save, kind)
+    except ValueError as e: parser.error(str(e))
     if not args.here: _announce(kind)
-    results = _measure(args, args.here == 'compiled')
-    if not args.here:
-        others = product([False, True][:1+args.large_pages], [False, True][:1+args.compile])
-        for pages, fused in list(others)[1:]: results += _elsewhere(argv[1:], fused, pages)
-    if args.save:
-        lines = ',\n'.join(map(json.dumps, results))
-        text = f'{{"machine": {json.dumps(kind)},\n"results": [\n{lines}]}}\n'
-        Path(args.save).write_text(text, encoding='utf-8')
+    _measure(args, kind)
+    if args.here: return
+    others = product([False, True][:1+args.large_pages], [False, True][:1+args.compile])
+    for pages, fused in list(others)[1:]: _measure_elsewhere(argv[1:], fused, pages)
 
 def _announce(kind):
     "Say what the columns mean, and whether the machine is too busy"

@@ -22,9 +22,9 @@ from numbers import Number
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import (Loss, LossParts, Reduction, check_elementwise, check_floating,
-                          check_range, check_same_shape, expand_weight, full_precision,
-                          implementation, implements, keep, peek, readable,
+from .core import (Loss, LossParts, Reduction, add_up, check_elementwise,
+                          check_floating, check_range, check_same_shape, compute_elements,
+                          expand_weight, full_precision, implements, keep, peek, readable,
                           reduce_elements, weigh)
 from .logits import tempered
 from .labels import ignored_labels
@@ -68,10 +68,12 @@ def binary_cross_entropy_values(
     logits:Tensor, # (...) log-odds of yes
     target:Tensor, # (...) answers between 0 and 1
     pos_weight:Tensor|None=None, # broadcastable, weight of the answer yes
-)->Tensor: # (...)
+    axes:tuple=(), # axes to add over
+)->Tensor: # (...) without these axes
     "Binary cross entropy of each element, by the formula"
     yes = target if pos_weight is None else pos_weight * target
-    return -weigh(yes, F.logsigmoid(logits)) - weigh(1-target, F.logsigmoid(-logits))
+    each = -weigh(yes, F.logsigmoid(logits)) - weigh(1-target, F.logsigmoid(-logits))
+    return add_up(each, axes)
 
 # %% ../nbs/classification/12_binary.ipynb #059909c0
 def binary_cross_entropy_with_logits(
@@ -94,10 +96,10 @@ def binary_cross_entropy_with_logits(
     z, y = tempered(z, temperature), y + label_smoothing*(.5 - y) if label_smoothing else y
     weight = expand_weight('weight', weight, z)
     pos_weight = expand_weight('pos_weight', pos_weight, z)
-    loss = implementation('binary_cross_entropy_with_logits', z, y, pos_weight)(z, y, pos_weight)
     carried = answer_weight(y, weight, pos_weight) if reduction == 'weighted_mean' else None
-    return reduce_elements(loss, weight, carried, sample_weight, mask, broken, reduction,
-                           normalizer)
+    return compute_elements('binary_cross_entropy_with_logits', z, y, pos_weight, weight=weight,
+                            carried=carried, sample_weight=sample_weight, mask=mask,
+                            broken=broken, reduction=reduction, normalizer=normalizer)
 
 # %% ../nbs/classification/12_binary.ipynb #9173731e
 def read_binary(

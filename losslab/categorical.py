@@ -22,9 +22,9 @@ from numbers import Number
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import (Loss, LossParts, Reduction, backend, check_range, check_elementwise,
-                          full_precision, implementation, implements, keep, means, peek,
-                          readable, reduce_loss, weigh)
+from .core import (Loss, LossParts, Reduction, backend, check_elementwise,
+                          check_range, compute, full_precision, implementation, implements,
+                          keep, means, peek, readable, reduce_loss, weigh)
 from .logits import tempered
 from .labels import (Labels, along, class_axis, element_shape, read_labels,
                             share_dtype)
@@ -204,8 +204,8 @@ def cross_entropy(
     labels, used, weight, sample_weight = read_targets(logits, target, axis, weight,
                                                        sample_weight, mask, ignore_index,
                                                        label_smoothing)
-    args = logits, used, axis, weight, label_smoothing, softcap, temperature, z_loss, inplace
-    loss = implementation('cross_entropy', *args)(*args)
+    loss = compute('cross_entropy', logits, used, axis, weight, label_smoothing, softcap,
+                   temperature, z_loss, inplace)
     return reduce_classes(loss, labels, axis, weight, sample_weight, reduction, normalizer)
 
 # %% ../nbs/classification/10_categorical.ipynb #30e6d0f3

@@ -8,7 +8,8 @@ A loss is one number per element; training needs one number per step. Everything
 __all__ = ['Reduction', 'reductions', 'means', 'ratio', 'LossParts', 'checks', 'readable', 'peek', 'keep', 'weigh',
            'check_option', 'check_range', 'check_whole', 'check_floating', 'check_elementwise', 'check_same_shape',
            'reduce_loss', 'check_reduction', 'expand_to', 'expand_weight', 'reduce_elements', 'full_precision',
-           'double_precision', 'transforming', 'watched', 'implements', 'backend', 'implementation', 'Loss']
+           'double_precision', 'transforming', 'watched', 'implements', 'backend', 'implementation', 'compute',
+           'add_up', 'compute_elements', 'Loss']
 
 # %% ../nbs/foundations/00_core.ipynb #779e33d9
 import inspect
@@ -267,7 +268,7 @@ def reduce_loss(
     if sample_weight is not None: loss = weigh(keep(sample_weight, mask), loss)
     if reduction == 'none': return loss
     plain = carried_weight is sample_weight is mask is normalizer is None
-    if plain and loss.numel() and reduction in means: return loss.mean()
+    if plain and loss.numel() and reduction in means: return _mean(loss)
     total = loss.sum()
     if reduction == 'sum': return total
     count = normalizer.reshape(()).to(total) if isinstance(normalizer, Tensor) else normalizer
@@ -275,6 +276,11 @@ def reduce_loss(
     if reduction != 'parts': return ratio(total, count)
     if not isinstance(count, Tensor): count = total.new_full((), count, dtype=torch.long)
     return LossParts(total, count)
+
+def _mean(loss):
+    "The mean; its gradient is one number for all, where that of `mean()` fills a tensor"
+    precise = torch.promote_types(loss.dtype, torch.float32)
+    return (loss.sum(dtype=precise)/loss.numel()).to(loss.dtype)
 
 # %% ../nbs/foundations/00_core.ipynb #a727419a
 def check_reduction(
@@ -407,6 +413,42 @@ def implementation(
                       **kwargs) and (backend.value == 'fused' or o.wins(*args, **kwargs)):
                 return o.fn
     return _references[name]
+
+# %% ../nbs/foundations/00_core.ipynb #6b1d0a11
+def compute(
+    name:str, # what is computed
+    *args, # its arguments
+    **kwargs, # and by name
+): # what the implementation returns
+    "What the implementation of `name` finds that serves these arguments"
+    return implementation(name, *args, **kwargs)(*args, **kwargs)
+
+def add_up(
+    values:Tensor, # (...) one value per element
+    axes:tuple=(), # axes to add over
+)->Tensor: # (...) without these axes
+    "`values`, added up over `axes` if there are any"
+    return values.sum(axes) if axes else values
+
+# %% ../nbs/foundations/00_core.ipynb #6b1d0a12
+def compute_elements(
+    name:str, # what is computed, with one value per element
+    *args, # its arguments: one number per element first
+    weight:Tensor|None, # (...) as in `reduce_elements`, and so are the others
+    carried:Tensor|None, # (...)
+    sample_weight:Tensor|None, # (...)
+    mask:Tensor|None, # (...)
+    broken:Tensor|None, # (...)
+    reduction:Reduction, # see `reduce_loss`
+    normalizer:Tensor|Number|None, # divide by this instead
+)->Tensor|LossParts: # scalar; (...) for `'none'`; a pair for `'parts'`
+    "Compute and reduce; where only the sum is asked for, the implementation adds up itself"
+    like, between = args[0], (weight, carried, sample_weight, mask, broken, normalizer)
+    alone = reduction in ('sum', *means) and all(o is None for o in between)
+    axes = tuple(range(like.ndim)) if alone and like.numel() else ()
+    if axes and reduction != 'sum': normalizer = like.numel()
+    return reduce_elements(compute(name, *args, axes), weight, carried, sample_weight, mask,
+                           broken, reduction, normalizer)
 
 # %% ../nbs/foundations/00_core.ipynb #225ae5cd
 class Loss(nn.Module):

@@ -31,8 +31,9 @@ from numbers import Number
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import (Loss, LossParts, Reduction, check_range, expand_weight,
-                          implementation, implements, keep, peek, reduce_elements, weigh)
+from .core import (Loss, LossParts, Reduction, add_up, check_range, compute,
+                          compute_elements, expand_weight, implements, keep, peek,
+                          reduce_elements, weigh)
 from .logits import tempered
 from .labels import Labels, class_axis
 from .categorical import class_nll, read_class_weight, read_classes, reduce_classes
@@ -60,13 +61,14 @@ def sigmoid_focal_values(
     gamma:float=2., # power of the weight
     yes_weight:Tensor|float|None=None, # (...) weight of the answer yes
     no_weight:Tensor|float|None=None, # (...) weight of the answer no
-)->Tensor: # (...)
+    axes:tuple=(), # axes to add over
+)->Tensor: # (...) without these axes
     "Focal loss of each answer, by the formula"
     log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)
     yes = target if yes_weight is None else yes_weight * target
     no = 1-target if no_weight is None else no_weight * (1-target)
     of_yes, of_no = focused(log_p, log_q, gamma), focused(log_q, log_p, gamma)
-    return -weigh(yes, of_yes) - weigh(no, of_no)
+    return add_up(-weigh(yes, of_yes) - weigh(no, of_no), axes)
 
 # %% ../nbs/imbalance/22_focal.ipynb #abc66edb
 def answer_weights(
@@ -111,10 +113,10 @@ def sigmoid_focal_loss(
     z, y = tempered(z, temperature), y + label_smoothing*(.5 - y) if label_smoothing else y
     weight = expand_weight('weight', weight, z)
     yes, no = answer_weights(alpha, pos_weight, z)
-    loss = implementation('sigmoid_focal_loss', z, y, gamma, yes, no)(z, y, gamma, yes, no)
     carried = answer_weight(y, weight, yes, no) if reduction == 'weighted_mean' else None
-    return reduce_elements(loss, weight, carried, sample_weight, mask, broken, reduction,
-                           normalizer)
+    return compute_elements('sigmoid_focal_loss', z, y, gamma, yes, no, weight=weight,
+                            carried=carried, sample_weight=sample_weight, mask=mask,
+                            broken=broken, reduction=reduction, normalizer=normalizer)
 
 # %% ../nbs/imbalance/22_focal.ipynb #7acbc523
 def split_log_probs(
@@ -169,8 +171,8 @@ def focal_loss(
                                                     sample_weight, mask, ignore_index,
                                                     label_smoothing)
     both = _with_alpha(weight, alpha, z, axis)
-    args = tempered(z, temperature), labels, axis, both, label_smoothing, gamma
-    loss = implementation('focal_loss', *args)(*args)
+    loss = compute('focal_loss', tempered(z, temperature), labels, axis, both, label_smoothing,
+                   gamma)
     counted = both if reduction == 'weighted_mean' else weight
     return reduce_classes(loss, labels, axis, counted, sample_weight, reduction, normalizer)
 

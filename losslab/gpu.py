@@ -19,8 +19,8 @@ from importlib.util import find_spec
 from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
-from .core import (LossParts, check_elementwise, check_range, implements, keep,
-                          transforming, watched)
+from .core import (LossParts, add_up, check_elementwise, check_range, implements,
+                          keep, transforming, watched)
 from .labels import Labels, element_shape, read_labels, share_dtype
 from .categorical import cross_entropy_values, read_class_weight, reduce_classes
 from .binary import binary_cross_entropy_values
@@ -574,23 +574,26 @@ def _launch(kernel, z, y, yes, no, places, gamma, block=1024):
                                 *repeating(no), *places, n, gamma, BLOCK=block)
 
 # %% ../nbs/scale/75_gpu.ipynb #97cf2533
-def _answers_able(z, y, *options):
-    if not _servable(z, y, *options) or y.dtype not in _floating: return False
+def _answers_able(z, y, *weights):
+    if not _servable(z, y, *weights) or y.dtype not in _floating: return False
     return all(o is None or type(o) in (int, float) or o.shape == z.shape
-               for o in options)
+               for o in weights)
 
-@implements('binary_cross_entropy_with_logits', able=_answers_able, wins=_on_gpu)
+def _binary_able(z, y, pos_weight=None, axes=()): return _answers_able(z, y, pos_weight)
+
+@implements('binary_cross_entropy_with_logits', able=_binary_able, wins=_on_gpu)
 def binary_cross_entropy_on_gpu(
     logits:Tensor, # (...) log-odds of yes
     target:Tensor, # (...) answers between 0 and 1
     pos_weight:Tensor|None=None, # (...) weight of the answer yes, expanded
-)->Tensor: # (...) float32
+    axes:tuple=(), # axes to add over
+)->Tensor: # (...) without these axes, float32
     "Binary cross entropy of each element by a Triton kernel"
     def formula(z, y, yes, no): return binary_cross_entropy_values(z, y, yes)
-    return _AnswerLoss.apply(logits, target, pos_weight, None, 0., formula)
+    return add_up(_AnswerLoss.apply(logits, target, pos_weight, None, 0., formula), axes)
 
 # %% ../nbs/scale/75_gpu.ipynb #f1f8965e
-def _focal_able(z, y, gamma=2., yes_weight=None, no_weight=None):
+def _focal_able(z, y, gamma=2., yes_weight=None, no_weight=None, axes=()):
     return type(gamma) in (int, float) and _answers_able(z, y, yes_weight, no_weight)
 
 @implements('sigmoid_focal_loss', able=_focal_able, wins=_on_gpu)
@@ -600,7 +603,9 @@ def sigmoid_focal_on_gpu(
     gamma:float=2., # power of the weight
     yes_weight:Tensor|float|None=None, # (...) weight of the answer yes
     no_weight:Tensor|float|None=None, # (...) weight of the answer no
-)->Tensor: # (...) float32
+    axes:tuple=(), # axes to add over
+)->Tensor: # (...) without these axes, float32
     "Focal loss of each answer by a Triton kernel"
     def formula(z, y, yes, no): return sigmoid_focal_values(z, y, gamma, yes, no)
-    return _AnswerLoss.apply(logits, target, yes_weight, no_weight, gamma, formula)
+    return add_up(_AnswerLoss.apply(logits, target, yes_weight, no_weight, gamma, formula),
+                  axes)

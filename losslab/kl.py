@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 from .core import (Loss, LossParts, Reduction, check_elementwise, check_floating,
-                          check_option, check_same_shape, expand_to, full_precision,
-                          implementation, implements, keep, peek, reduce_loss)
+                          check_option, check_same_shape, compute, expand_to,
+                          full_precision, implements, keep, peek, reduce_loss)
 
 # %% ../nbs/generative/60_kl.ipynb #b77edeaf
 def exp_above_tangent(
@@ -108,7 +108,7 @@ def gaussian_kl_loss(
         sample_weight = keep(sample_weight.to(latents[0].dtype), mask)
         usable = _usable(latents, axes, sample_weight, mask)
     latents = _keep_rows(latents, axes, usable)
-    loss = implementation('gaussian_kl', *latents, axes)(*latents, axes)
+    loss = compute('gaussian_kl', *latents, axes)
     return reduce_loss(loss, reduction, sample_weight=sample_weight, mask=mask,
                        normalizer=normalizer)
 

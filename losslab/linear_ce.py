@@ -29,8 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .core import (Loss, LossParts, Reduction, check_elementwise, check_floating,
-                          check_option, check_range, full_precision, implementation,
-                          implements, keep, peek, readable, reduce_elements, watched)
+                          check_option, check_range, compute, full_precision, implements,
+                          keep, peek, readable, reduce_elements, watched)
 from .logits import tempered
 from .labels import ignored_labels, read_labels
 from .categorical import cross_entropy, read_class_weight, softcapped
@@ -705,7 +705,7 @@ def linear_cross_entropy(
                    label_smoothing=label_smoothing, softcap=softcap, temperature=temperature,
                    z_loss=z_loss, budget=budget, blocks=blocks, return_stats=return_stats,
                    reduction=reduction, normalizer=normalizer)
-    return implementation('linear_cross_entropy', *args, **options)(*args, **options)
+    return compute('linear_cross_entropy', *args, **options)
 
 # %% ../nbs/scale/71_linear_ce.ipynb #add0fa51
 class LinearCrossEntropyLoss(Loss, fn=linear_cross_entropy):

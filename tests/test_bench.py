@@ -206,6 +206,27 @@ def test_command_prints_and_saves(tmp_path):
     for secret in (str(tmp_path), os.sep + 'home', platform.node() or 'no name'): assert secret not in text
 
 
+def test_a_run_that_is_stopped_has_saved_what_it_measured(tmp_path, monkeypatch, capsys):
+    "Case by case, beside what was there; a file of another machine is left alone"
+    file, measured, compare = tmp_path/'results.json', [], bench.compare
+    def once(*args, **kwargs):
+        if measured: raise KeyboardInterrupt
+        measured.append(compare(*args, **kwargs))
+        return measured[0]
+    monkeypatch.setattr(bench, 'compare', once)
+    call = ['bench', '--quick', '--only', 'cross_entropy', '--device', 'cpu', '--save', str(file)]
+    with pytest.raises(KeyboardInterrupt): bench.main(call)
+    held = json.loads(file.read_text(encoding='utf-8'))
+    assert held['results'] == measured and [o.name for o in tmp_path.iterdir()] == ['results.json']
+    monkeypatch.setattr(bench, 'compare', lambda case, *a, **k: {**measured[0], 'size': case.size})
+    bench.main(call)
+    added = json.loads(file.read_text(encoding='utf-8'))['results']
+    assert len(added) == 7 and added[0] == measured[0]
+    file.write_text(json.dumps({**held, 'machine': {**held['machine'], 'cores': 0}}), encoding='utf-8')
+    with pytest.raises(SystemExit): bench.main(call)
+    assert "another machine ({'cores': 0})" in capsys.readouterr().err
+
+
 def test_unknown_name_is_answered_with_the_known_ones(capsys):
     with pytest.raises(SystemExit) as stop: bench.main(['bench', '--only', 'softmax'])
     said = capsys.readouterr().err

@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 import losslab as ll
 from losslab import kernels
+from losslab.bench import Alive
 from losslab.core import backend, implementation
 from losslab.labels import read_labels
 
@@ -85,6 +86,23 @@ def test_in_place(shape, dim):
             assert found.data_ptr() == logits.data_ptr()
 
 
+@pytest.mark.parametrize('options', [{}, dict(weight=0), dict(z_loss=.1), dict(temperature=2.), dict(label_smoothing=.1)], ids=str)
+def test_in_place_with_deleted_classes(options):
+    "One that is the label of a row, one that is not, one whose weight is 0, and a row without classes"
+    z, y = torch.randn(6, 33, dtype=torch.float64), torch.tensor([3, 4, 5, 6, 7, 8])
+    z[1, 4] = z[2, 0] = -torch.inf
+    if 'weight' in options: options = dict(weight=torch.arange(33).double() % 4)
+    for empty in (False, True):
+        if empty: z[3] = -torch.inf
+        leaf = z.clone().requires_grad_()
+        logits = leaf*1
+        expected = result('reference', lambda z: ll.cross_entropy(z, y, reduction='none', **options), z)
+        with backend('fused'): loss = ll.cross_entropy(logits, y, reduction='none', inplace=True, **options)
+        assert_close(loss, expected[0], equal_nan=True)
+        found, = torch.autograd.grad((loss*torch.linspace(1, 2, 6)).sum(), logits)
+        assert_close(found, expected[1], equal_nan=True)
+
+
 def test_the_middle_axis():
     "Classes on an axis between others, by the formula and by PyTorch on moved axes"
     z, t = torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.randint(4, (2, 3, 5))
@@ -104,6 +122,39 @@ def test_single_numbers(n, dtype):
     logvar = torch.randn(n, dtype=dtype)
     assert_same(lambda mu, logvar: ll.gaussian_kl_loss(mu, logvar, dim=None, reduction='none'), z, logvar)
     assert_same(lambda mu, logvar: ll.gaussian_kl_loss(mu.view(1, -1), logvar.view(1, -1)), z, logvar)
+
+
+@pytest.mark.parametrize('shape', [(1000,), (3, 50), (2, 5, 7), (40, 1), (1, 65)], ids=str)
+def test_sums_are_added_up_in_the_blocks(shape):
+    "What a sum and a mean get, over one block, many, and rows that are longer than a block"
+    torch.manual_seed(1)
+    z, y, mu, logvar = 5*torch.randn(shape), torch.rand(shape), torch.randn(shape), torch.randn(shape)
+    for reduction in 'sum', 'mean', 'element_mean', 'weighted_mean', 'batchmean':
+        assert_same(lambda z: ll.binary_cross_entropy_with_logits(z, y, reduction=reduction), z)
+        assert_same(lambda z: ll.sigmoid_focal_loss(z, y, gamma=1.5, reduction=reduction), z)
+        for dim in (*range(len(shape)), tuple(range(len(shape))), tuple(range(1, len(shape))), None):
+            assert_same(lambda *o: ll.gaussian_kl_loss(*o, dim=dim, reduction=reduction), mu, logvar)
+    z.view(-1)[-1] = torch.inf
+    assert_same(lambda z: ll.binary_cross_entropy_with_logits(z, y.round(), reduction='sum'), z)
+
+
+def test_sums_are_exact():
+    "A million values that differ by a factor of a million, against double precision"
+    z, y = torch.randn(2**20)*10, (torch.rand(2**20) < .5).float()
+    for fn in ll.binary_cross_entropy_with_logits, ll.sigmoid_focal_loss:
+        with backend('fused'): found = fn(z, y, reduction='sum')
+        with backend('reference'): exact = fn(z.double(), y.double(), reduction='sum')
+        assert_close(found.double(), exact, rtol=2e-7, atol=0)
+
+
+def test_sums_hold_no_values():
+    "A sum is made without the values, and its gradient comes with one number for all of them"
+    z, y = torch.randn(2**18, requires_grad=True), torch.rand(2**18)
+    with backend('fused'):
+        with Alive(z, y) as alive: loss = ll.binary_cross_entropy_with_logits(z, y)
+        assert alive.peak < z.numel()
+        with Alive(z, y) as alive: torch.autograd.grad(loss, z)
+    assert alive.peak < 1.01*z.numel()*4
 
 
 def test_kl_near_the_prior():
@@ -229,6 +280,7 @@ def test_half_precision_is_not_worse_than_pytorchs(dtype):
 
 COMPILED = """
 import itertools, torch, losslab as ll
+from torch.utils.flop_counter import FlopCounterMode
 from losslab.core import backend
 from torch.testing import assert_close
 ll.compile_kernels()
@@ -239,14 +291,26 @@ def both(fn, *inputs):
         yield loss.detach(), *torch.autograd.grad(loss, x)
 def same(fn, *inputs):
     for a, b in zip(*both(fn, *inputs)): assert_close(a, b, rtol=1e-5, atol=1e-7)
-z, y = torch.randn(50, 70), torch.randint(70, (50,))
-for o in {}, dict(label_smoothing=.1, weight=torch.rand(70)): same(lambda z: ll.cross_entropy(z, y, **o), z)
+z, y, shares = torch.randn(50, 70), torch.randint(70, (50,)), torch.rand(50, 70).softmax(1)
+with FlopCounterMode(display=False), backend('fused'): ll.cross_entropy(z, y) # what watches must not spoil the rest
+everything = dict(weight=torch.rand(70), label_smoothing=.1, softcap=2., temperature=.5, z_loss=.2)
+for o in {}, dict(label_smoothing=.1, weight=torch.rand(70)), dict(softcap=3.), dict(temperature=2.), everything:
+    same(lambda z: ll.cross_entropy(z, y, **o), z)
+    same(lambda z: ll.cross_entropy(z, shares, **o), z)
+    same(lambda z: ll.cross_entropy(z*1, y, inplace=True, **o), z)
+    for a, b in zip(*both(lambda z: ll.cross_entropy(z, y, **o), z.bfloat16())): assert_close(a, b, rtol=1e-2, atol=1e-4)
+pixels, places = torch.randn(2, 5, 9), torch.randint(5, (2, 9))
+same(lambda z: ll.cross_entropy(z, places, label_smoothing=.1), pixels)
 z[3, 5] = -torch.inf
 same(lambda z: ll.cross_entropy(z, y, label_smoothing=.1), z)
 z, y = torch.randn(3000), (torch.rand(3000) < .5).float()
-same(lambda z: ll.binary_cross_entropy_with_logits(z, y), z)
-same(lambda z: ll.sigmoid_focal_loss(z, y), z)
+for r in 'mean', 'none':
+    same(lambda z: ll.binary_cross_entropy_with_logits(z, y, reduction=r).sum(), z)
+    same(lambda z: ll.sigmoid_focal_loss(z, y, reduction=r).sum(), z)
+same(lambda mu, logvar: ll.gaussian_kl_loss(mu.view(50, 60), logvar.view(50, 60)), z, z.flip(0))
 same(lambda mu, logvar: ll.gaussian_kl_loss(mu, logvar, dim=None), z, z.flip(0))
+frames = torch._dynamo.utils.counters['frames']
+assert frames['total'] == frames['ok'] > 8, frames
 print('compiled' if ll.kernels._compiled.on else 'blocks')
 """
 

@@ -6,12 +6,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import losslab as ll
 from losslab import linear_ce as m
+from losslab.bench import Alive
 
 double = torch.float64
 BLOCKS = 'rows', 'vocabulary'
@@ -105,32 +103,6 @@ def test_many_small_blocks(v, softcap):
                 for a, c in zip(run(h, w, b, y, reduction='none', **o), run(h, w, b, y, backend='reference', reduction='none', **o), strict=True): close(a, c)
 
 
-class Held(TorchDispatchMode):
-    "Bytes alive at once, beyond `known` tensors"
-    def __init__(self, *known):
-        super().__init__()
-        self.known, self.alive, self.lives, self.clock = {o.untyped_storage()._cdata for o in known}, {}, [], 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **kwargs or {})
-        self.clock += 1
-        self.sweep()
-        for s in (o.untyped_storage() for o in tree_leaves(out) if isinstance(o, torch.Tensor)):
-            if s._cdata not in self.known and s._cdata not in self.alive: self.alive[s._cdata] = StorageWeakRef(s), self.clock, s.nbytes()
-        return out
-
-    def sweep(self):
-        for k in [k for k, o in self.alive.items() if o[0].expired()]:
-            _, born, size = self.alive.pop(k)
-            self.lives.append((born, self.clock, size))
-
-    def peak(self, *results):
-        self.sweep()
-        returned = {o.untyped_storage()._cdata for o in results}
-        lives = self.lives + [(born, 10**9, size) for k, (_, born, size) in self.alive.items() if k not in returned]
-        return max(sum(s for b, e, s in lives if b <= t < e) for t in {o[0] for o in lives})
-
-
 @pytest.mark.parametrize('o', [{}, dict(reduction='none'), dict(blocks='vocabulary'), dict(ignored=True), dict(softcap=3., label_smoothing=.1, z_loss=.1), dict(return_stats=True)], ids=str)
 @pytest.mark.parametrize('budget', [.5, .2])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
@@ -139,18 +111,18 @@ def test_the_budget_is_kept(n, d, v, dtype, budget, o):
     o = dict(o)
     h, w, b, y = torch.randn(n, d).to(dtype).requires_grad_(), torch.randn(v, d).to(dtype).requires_grad_(), torch.zeros(v, dtype=dtype).requires_grad_(), torch.randint(v, (n,))
     if o.pop('ignored', False): y[::7] = -100
-    with Held(h, w, b, y) as held, ll.backend('fused'):
+    with Alive(h, w, b, y) as alive, ll.backend('fused'):
         loss = ll.linear_cross_entropy(h, w, y, linear_bias=b, budget=budget, **o)
         loss = (loss[0] if isinstance(loss, tuple) else loss).sum()
         loss.backward()
-    assert held.peak(h.grad, w.grad, b.grad) <= budget*n*v*dtype.itemsize
+    assert alive.beyond(h.grad, w.grad, b.grad) <= budget*n*v*dtype.itemsize
 
 
 def test_what_counts_is_counted():
     "The counter sees three copies of the logits in the plain way"
     h, w, y = torch.randn(200, 8).requires_grad_(), torch.randn(900, 8).requires_grad_(), torch.randint(900, (200,))
-    with Held(h, w, y) as held: F.cross_entropy(F.linear(h, w), y).backward()
-    assert 2.9 < held.peak(h.grad, w.grad)/(200*900*4) < 3.1
+    with Alive(h, w, y) as alive: F.cross_entropy(F.linear(h, w), y).backward()
+    assert 2.9 < alive.beyond(h.grad, w.grad)/(200*900*4) < 3.1
 
 
 @both
@@ -286,8 +258,8 @@ def test_large_logits(scale, blocks):
 def test_no_gradient_is_wanted():
     "Without gradients nothing is kept, and only what needs one gets one"
     h, w, y = torch.randn(400, 4), torch.randn(2000, 4), torch.randint(2000, (400,))
-    with Held(h, w, y) as held, ll.backend('fused'): loss = ll.linear_cross_entropy(h, w, y, budget=.2)
-    assert not loss.requires_grad and held.peak() <= .2*400*2000*4
+    with Alive(h, w, y) as alive, ll.backend('fused'): loss = ll.linear_cross_entropy(h, w, y, budget=.2)
+    assert not loss.requires_grad and alive.beyond() <= .2*400*2000*4
     close(loss, F.cross_entropy(F.linear(h, w), y), rtol=1e-5, atol=1e-6)
 
 

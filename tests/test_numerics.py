@@ -284,3 +284,16 @@ def test_ignored_labels_of_the_plain_float32_call(target):
     expected = F.cross_entropy(z[kept], torch.tensor(target)[kept]) if kept else torch.tensor(0.)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
     assert grad.isfinite().all() and (grad[1] == 0).all()
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_a_mean_that_is_larger_as_a_sum(dtype):
+    "The mean of many numbers, and its gradient: one number, seen as many where nothing is rounded"
+    loss, seen = torch.full((70_000,), 2., dtype=dtype, requires_grad=True), []
+    values = loss*1
+    values.register_hook(lambda g: seen.append((g.stride(), g.dtype)))
+    mean = ll.reduce_loss(values)
+    assert mean.dtype == dtype and mean == 2
+    mean.backward()
+    assert seen == [((0,) if dtype.itemsize > 2 else (1,), dtype)]
+    torch.testing.assert_close(loss.grad, torch.full_like(loss, 1/70_000))
