@@ -287,8 +287,8 @@ def cases(
 )->dict: # title to `Case`
     "What can be compared"
     n, k = (2**20, 4096) if quick else (2**24, 65536)
-    large = [(64,128256), (64,32000), (1,21,256,256), (8192,10)] if quick else [
-        (512,128256), (1024,32000), (8,21,256,256), (65536,10)]
+    large = [(128,128256), (512,32000)] if quick else [(512,128256), (1024,32000)]
+    large += [(8,21,256,256), (65536,10)]
     layers = [(256,256,8000)] if quick else [(2048,1024,32000), (1024,2048,128256)]
     yes_or_no, latents = _answer_inputs((n,)), _latent_inputs((k,256))
     focal = {'torch': composed_focal, 'losslab': sigmoid_focal_loss}

@@ -198,8 +198,8 @@ def cross_entropy(
 )->Tensor|LossParts: # scalar; (N, ...) for `'none'`; a pair for `'parts'`
     "Negative log-likelihood of `target` under `softmax(logits)`"
     options = (weight, sample_weight, mask, softcap, normalizer, ignore_index, dim,
-               label_smoothing, temperature, z_loss, inplace)
-    if (loss := _plain(logits, target, options, reduction)) is not None: return loss
+               label_smoothing, temperature, z_loss)
+    if (loss := _plain(logits, target, options, inplace, reduction)) is not None: return loss
     axis = class_axis(logits, dim)
     labels, used, weight, sample_weight = read_targets(logits, target, axis, weight,
                                                        sample_weight, mask, ignore_index,
@@ -211,17 +211,18 @@ def cross_entropy(
 # %% ../nbs/classification/10_categorical.ipynb #30e6d0f3
 _plain_options = [cross_entropy.__kwdefaults__[o] for o in (
     'weight', 'sample_weight', 'mask', 'softcap', 'normalizer', 'ignore_index', 'dim',
-    'label_smoothing', 'temperature', 'z_loss', 'inplace')]
+    'label_smoothing', 'temperature', 'z_loss')]
 _no_label = -2**62
 
-def _plain(logits, target, options, reduction):
+def _plain(logits, target, options, inplace, reduction):
     "PyTorch's loss where nothing but the labels could go wrong and nothing did, else None"
     if backend.value == 'reference' or any(a is not b for a,b in zip(options, _plain_options)): return None
     if not isinstance(logits, Tensor) or not isinstance(target, Tensor) or not readable(logits): return None
     fits = target.dtype == torch.int64 and logits.dtype == torch.float32
     if not fits or logits.ndim < 2 or target.ndim != logits.ndim-1 or not logits.numel(): return None
     if reduction not in ('none', 'sum', *means): return None
-    best = implementation('cross_entropy', logits, Labels(target, None, None, None), 1)
+    best = implementation('cross_entropy', logits, Labels(target, None, None, None), 1,
+                          inplace=inplace)
     if best is not cross_entropy_values: return None
     reduction = 'mean' if reduction in means else reduction
     try: return F.cross_entropy(logits, target, ignore_index=_no_label, reduction=reduction)

@@ -15,7 +15,7 @@ print(interpret(2.3, num_classes=10))
 # %% auto #0
 __all__ = ['finite_log', 'without_inf', 'check_distribution', 'Distribution', 'read_distribution', 'entropy', 'bits',
            'perplexity', 'read_pair', 'kl_entries', 'kl_terms', 'kl_divergence', 'cross_entropy_between',
-           'log_twice_sigmoid', 'js_divergence', 'kl_div', 'KLDivLoss', 'Interpretation', 'interpret']
+           'log_twice_sigmoid', 'js_divergence', 'kl_div_values', 'kl_div', 'KLDivLoss', 'Interpretation', 'interpret']
 
 # %% ../nbs/foundations/06_information.ipynb #d7008ac0
 import math
@@ -25,9 +25,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import (Loss, LossParts, Reduction, check_elementwise, check_floating,
-                          check_range, check_same_shape, full_precision, keep, peek,
-                          reduce_loss, weigh)
+from .core import (Loss, LossParts, Reduction, add_up, check_elementwise,
+                          check_floating, check_range, check_same_shape, compute,
+                          compute_elements, full_precision, implements, keep, peek,
+                          reduce_elements, weigh)
 from .labels import class_axis, element_shape
 from .viz import label_lines, palette, panels
 
@@ -267,6 +268,18 @@ def _drop(input, target, sample_weight, mask, axis):
     return keep(input, mask), keep(target, mask)
 
 # %% ../nbs/foundations/06_information.ipynb #fefdd249
+@implements('kl_div')
+def kl_div_values(
+    input:Tensor, # (N, C, ...) log-probabilities of the model
+    target:Tensor, # (N, C, ...) probabilities of the truth, or their logarithms
+    log_target:bool=False, # are they logarithms?
+    axes:tuple=(), # axes to add over
+)->Tensor: # (N, ...) without these axes
+    "What each entry adds to the divergence, by the formula"
+    if log_target: return add_up(kl_entries(target.exp(), without_inf(target), input), axes)
+    return add_up(kl_entries(target, finite_log(target), input), axes)
+
+# %% ../nbs/foundations/06_information.ipynb #371249e8
 def kl_div(
     input:Tensor, # (N, C, ...) any shape, log-probabilities of the model
     target:Tensor, # (N, C, ...) same shape, probabilities of the truth
@@ -287,19 +300,17 @@ def kl_div(
     input = full_precision(input)
     target = _read_target(target, input, log_target)
     input, target = _drop(input, target, sample_weight, mask, axis)
-    loss = _kl_values(input, target, log_target)
-    if axis is not None: loss = loss.sum(axis)
-    if sample_weight is not None: sample_weight = sample_weight.to(loss.dtype)
-    return reduce_loss(loss, reduction, sample_weight=sample_weight, mask=mask,
-                       normalizer=normalizer)
+    _check_pair(input, target, log_target)
+    options = dict(weight=None, carried=None, sample_weight=sample_weight, mask=mask,
+                   broken=None, reduction=reduction, normalizer=normalizer)
+    if axis is None: return compute_elements('kl_div', input, target, log_target, **options)
+    return reduce_elements(compute('kl_div', input, target, log_target, (axis,)), **options)
 
-def _kl_values(input, target, log_target):
-    "What each entry adds, once the signs are right"
+def _check_pair(input, target, log_target):
+    "Raise unless both have the signs of what they are said to be"
     _check_log_probs('input', input)
     if log_target: _check_log_probs('target', target, ', or log_target=False')
     else: _check_probs('target', target)
-    if log_target: return kl_entries(target.exp(), without_inf(target), input)
-    return kl_entries(target, finite_log(target), input)
 
 # %% ../nbs/foundations/06_information.ipynb #aec137c0
 class KLDivLoss(Loss, fn=kl_div):

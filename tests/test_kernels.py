@@ -138,6 +138,65 @@ def test_sums_are_added_up_in_the_blocks(shape):
     assert_same(lambda z: ll.binary_cross_entropy_with_logits(z, y.round(), reduction='sum'), z)
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize('shape,dim', [((7, 5), 1), ((3, 90), 1), ((2, 5, 7), 1), ((2, 7, 5), -1)], ids=str)
+def test_divergence_of_given_probabilities(shape, dim, dtype):
+    "Entries that are 0 or 1, on both sides, as probabilities and as logarithms"
+    torch.manual_seed(2)
+    x, t = torch.randn(shape, dtype=dtype).log_softmax(dim), torch.randn(shape, dtype=dtype).softmax(dim)
+    t.select(dim, 0).zero_()
+    t.select(dim, 1)[0] = 1.
+    for log_target, axis, reduction in itertools.product((False, True), (dim, None), ('none', 'mean', 'batchmean')):
+        fn = lambda x: ll.kl_div(x, t.log() if log_target else t, log_target=log_target, dim=axis, reduction=reduction)
+        assert_same(fn, x)
+        assert_same(fn, x.index_fill(dim, torch.tensor([0]), -torch.inf))
+    with backend('fused'): assert implementation('kl_div', x, t, False, (1,)).__name__ == ('kl_div_blocks' if len(shape) == 2 else 'kl_div_values')
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize('gamma', [0, .5, 1., 2., 5.])
+def test_focal_loss_of_classes(gamma, dtype):
+    "By the cross-entropy of each row: sure rows, impossible labels, masks, weights, and where labels are not hard"
+    z, y = 3*torch.randn(9, 33, dtype=dtype), torch.randint(33, (9,))
+    z[1], z[2, y[2]], z[3, y[3]], y[4] = 0, 30., -torch.inf, -100
+    z[5] = torch.nan
+    mask = torch.arange(9) != 5
+    for o in {}, dict(weight=torch.rand(33)), dict(alpha=.3), dict(sample_weight=torch.rand(9)), dict(temperature=2.):
+        fn = lambda z: ll.focal_loss(z, y, gamma=gamma, mask=mask, reduction='none', **o)
+        fast, slow = result('fused', fn, z), result('reference', fn, z)
+        assert_close(fast[0], slow[0], **CLOSE[dtype])
+        assert_close(fast[1][mask], slow[1][mask], **CLOSE[dtype])
+        assert not fast[1][~mask].any() and fast[0][3] == torch.inf
+    labels = read_labels(y, z, 1)
+    with backend('fused'):
+        assert implementation('focal_loss', z, labels, 1).__name__ == 'focal_loss_blocks'
+        assert implementation('focal_loss', z, labels, 1, None, .1).__name__ == 'focal_values'
+        assert implementation('focal_loss', z, read_labels(torch.rand(9, 33).softmax(1), z, 1), 1).__name__ == 'focal_values'
+    assert implementation('focal_loss', z, labels, 1).__name__ == 'focal_values'
+
+
+def test_where_the_kernels_serve():
+    "32 MB of logits, half of it in place, half a megabyte where classes are few"
+    def serves(n, c, *options, dtype=torch.float32):
+        z = torch.empty(n, c, dtype=dtype, requires_grad=True)
+        return implementation('cross_entropy', z, read_labels(torch.zeros(n, dtype=torch.long), z, 1), 1, *options).__name__ == 'cross_entropy_blocks'
+    inplace = None, 0., None, 1., 0., True
+    assert serves(2**13, 1024) and not serves(2**13-1, 1024)
+    assert serves(2**13, 1024, dtype=torch.bfloat16) and serves(2**12, 1024, dtype=torch.float64)
+    assert serves(2**12, 1024, *inplace) and not serves(2**12-1, 1024, *inplace)
+    with torch.no_grad(): assert not serves(2**12, 1024, *inplace)
+    assert serves(2**15, 10) and not serves(2**13, 10) and not serves(2**15, 16)
+    x = torch.empty(2**15)
+    assert implementation('kl_div', x, x).__name__ == 'kl_div_blocks' and implementation('kl_div', x[1:], x[1:]).__name__ == 'kl_div_values'
+
+
+def test_few_logits_are_pytorchs_also_where_they_may_be_overwritten():
+    z, y = torch.randn(32, 100, requires_grad=True), torch.randint(100, (32,))
+    logits = z*1
+    assert torch.equal(ll.cross_entropy(logits, y, inplace=True), F.cross_entropy(z, y))
+    assert torch.equal(logits, z)
+
+
 def test_sums_are_exact():
     "A million values that differ by a factor of a million, against double precision"
     z, y = torch.randn(2**20)*10, (torch.rand(2**20) < .5).float()
@@ -248,7 +307,7 @@ def test_steps_aside():
 def test_blocks_without_labels_are_not_computed(monkeypatch):
     "A block in which nothing counts never reaches the arithmetic"
     seen, sums = [], kernels._block_sums
-    monkeypatch.setattr(kernels, '_fast', lambda fn: (lambda x, *a: seen.append(len(x)) or sums(x, *a)) if fn is sums else fn)
+    monkeypatch.setattr(kernels, '_fast', lambda fn, like: (lambda x, *a: seen.append(len(x)) or sums(x, *a)) if fn is sums else fn)
     z, y = torch.randn(10, 64), torch.full((10,), -100)
     y[3] = 5
     with backend('fused'): ll.cross_entropy(z, y)
@@ -284,6 +343,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from losslab.core import backend
 from torch.testing import assert_close
 ll.compile_kernels()
+ll.kernels.compiled_size = 0
 def both(fn, *inputs):
     for name in 'fused', 'reference':
         x = [o.clone().requires_grad_() for o in inputs]
@@ -323,7 +383,7 @@ def test_compiled():
 
 def test_without_a_compiler():
     "The wish for compiled kernels becomes a warning, and blocks do the work"
-    code = "import os, torch, losslab as ll\nz, y = torch.randn(2000, 300), torch.randint(300, (2000,))\nwith ll.core.backend('fused'): a = ll.cross_entropy(z, y)\nprint(torch.allclose(a, torch.nn.functional.cross_entropy(z, y)))"
+    code = "import os, torch, losslab as ll\nz, y = torch.randn(4000, 300), torch.randint(300, (4000,))\nwith ll.core.backend('fused'): a = ll.cross_entropy(z, y)\nprint(torch.allclose(a, torch.nn.functional.cross_entropy(z, y)))"
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=dict(LOSSLAB_COMPILE='1', PATH='', CXX='/none', TORCHINDUCTOR_FORCE_DISABLE_CACHES='1'))
     assert done.stdout == 'True\n', done.stderr[-3000:]
     assert 'blocks are used instead' in done.stderr
