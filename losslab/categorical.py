@@ -19,6 +19,7 @@ __all__ = ['nll_of_index', 'class_nll', 'by_class', 'cross_entropy_values', 'rea
 # %% ../nbs/classification/10_categorical.ipynb #8597c49e
 from collections.abc import Iterable
 from numbers import Number
+from operator import is_not
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -216,7 +217,7 @@ _no_label = -2**62
 
 def _plain(logits, target, options, inplace, reduction):
     "PyTorch's loss where nothing but the labels could go wrong and nothing did, else None"
-    if backend.value == 'reference' or any(a is not b for a,b in zip(options, _plain_options)): return None
+    if backend.value == 'reference' or any(map(is_not, options, _plain_options)): return None
     if not isinstance(logits, Tensor) or not isinstance(target, Tensor) or not readable(logits): return None
     fits = target.dtype == torch.int64 and logits.dtype == torch.float32
     if not fits or logits.ndim < 2 or target.ndim != logits.ndim-1 or not logits.numel(): return None

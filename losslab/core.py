@@ -407,11 +407,10 @@ def implementation(
     **kwargs, # and by name
 )->Callable: # the function that serves them
     "The implementation of `name` that serves these arguments under the current `backend`"
-    if backend.value != 'reference':
+    if backend.value != 'reference' and not torch.compiler.is_compiling():
         for o in _fast.get(name, ()):
-            if o.able(*args,
-                      **kwargs) and (backend.value == 'fused' or o.wins(*args, **kwargs)):
-                return o.fn
+            wanted = backend.value == 'fused' or o.wins(*args, **kwargs)
+            if wanted and o.able(*args, **kwargs): return o.fn
     return _references[name]
 
 # %% ../nbs/foundations/00_core.ipynb #6b1d0a11

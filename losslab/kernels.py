@@ -271,6 +271,7 @@ def forward(self:_CrossEntropy, logits):
         if k in self.odd: part.copy_(self.odd[k])
     return loss.view(logits.select(self.axis, 0).shape), top, total, much
 
+# %% ../nbs/scale/72_kernels.ipynb #9a57b508
 @patch
 def sums_of(self:_CrossEntropy, k, x, index, shares, mask, scratch):
     "The sums of block `k`; nothing if the reference must compute its loss"
@@ -394,6 +395,7 @@ def compile_kernels(
     _compiled.on = bool(on)
     _compiler.cache_clear()
 
+# %% ../nbs/scale/72_kernels.ipynb #74040c85
 compiled_size = 2**20 # numbers from which a compiled loop wins
 
 def _fusing(like):
@@ -448,34 +450,39 @@ class _Elementwise(NamedTuple):
         wide = [o.reshape(n, -1).expand(n, m) for o in tensors]
         return enumerate(cut(wide, *_cut_shape(like, n, 4, m)))
 
-    def forward(self, *inputs):
-        like, kept = inputs[0], inputs[0].ndim - self.dims
-        out = like.new_zeros(like.shape[:kept], dtype=torch.double) if self.dims else fresh(like)
-        for k, (o, *block) in self.cut(like, out, *inputs):
-            into = None if self.dims else o
-            found = _fast(_compute, like)(into, self.values, *block, *self.options)
-            if not math.isfinite(found.sum()):
-                self.odd.add(k)
-                found = _compute(into, self.formula, *block, *self.options)
-            if self.dims: o[:, :1].add_(found)
-        return out.to(like.dtype),
-
-    def backward(self, grad, *inputs):
-        results = [fresh(o) for o in inputs[:self.learn]]
-        for k, (g, *block) in self.cut(inputs[0], grad, *results, *inputs):
-            outs, block = block[:self.learn], block[self.learn:]
-            if k in self.odd: self.write_reference(outs, g, block)
-            else: _fast(_write, inputs[0])(outs, self.slopes, g, *block, *self.options)
-        return *results, *[None]*(len(inputs) - self.learn)
-
-    def write_reference(self, outs, grad, block):
-        block = [o.detach().clone().requires_grad_(i < self.learn) for i,o in enumerate(block)]
-        for o, slope in zip(outs, by_formula(self.each, block, grad)): o.copy_(slope)
+# %% ../nbs/scale/72_kernels.ipynb #0aab7835
+@patch
+def forward(self:_Elementwise, *inputs):
+    like, kept = inputs[0], inputs[0].ndim - self.dims
+    out = like.new_zeros(like.shape[:kept], dtype=torch.double) if self.dims else fresh(like)
+    for k, (o, *block) in self.cut(like, out, *inputs):
+        into = None if self.dims else o
+        found = _fast(_compute, like)(into, self.values, *block, *self.options)
+        if not math.isfinite(found.sum()):
+            self.odd.add(k)
+            found = _compute(into, self.formula, *block, *self.options)
+        if self.dims: o[:, :1].add_(found)
+    return out.to(like.dtype),
 
 def _compute(out, formula, *args):
     "Write what `formula` finds into `out`, or return its sums if there is none"
     found = formula(*args)
     return found.sum(1, keepdim=True) if out is None else out.copy_(found)
+
+# %% ../nbs/scale/72_kernels.ipynb #e9de733a
+@patch
+def backward(self:_Elementwise, grad, *inputs):
+    results = [fresh(o) for o in inputs[:self.learn]]
+    for k, (g, *block) in self.cut(inputs[0], grad, *results, *inputs):
+        outs, block = block[:self.learn], block[self.learn:]
+        if k in self.odd: self.write_reference(outs, g, block)
+        else: _fast(_write, inputs[0])(outs, self.slopes, g, *block, *self.options)
+    return *results, *[None]*(len(inputs) - self.learn)
+
+@patch
+def write_reference(self:_Elementwise, outs, grad, block):
+    block = [o.detach().clone().requires_grad_(i < self.learn) for i,o in enumerate(block)]
+    for o, slope in zip(outs, by_formula(self.each, block, grad)): o.copy_(slope)
 
 def _write(outs, slopes, grad, *args):
     "Let `slopes` write into `outs`, and multiply by `grad`"
@@ -490,6 +497,7 @@ def _log1p_exp(z):
 def _bce_values(z, y): return _log1p_exp(z).add_(z.clamp_min(0).addcmul_(z, y, value=-1))
 def _bce_slopes(outs, z, y): torch.sigmoid(z, out=outs[0]).sub_(y)
 
+# %% ../nbs/scale/72_kernels.ipynb #e468184b
 def _is_large(*args): return args[0].numel() >= 2**15
 
 def _added_dims(like, axes):
@@ -539,6 +547,7 @@ def _power(p, surprise, gamma):
     "`p**gamma`"
     return p.square() if gamma == 2 else (surprise*-gamma).exp_()
 
+# %% ../nbs/scale/72_kernels.ipynb #eafc529b
 def _focal_able(z, y, gamma=2., yes_weight=None, no_weight=None, axes=()):
     return _servable([z], [y], [gamma, yes_weight, no_weight], axes)
 
