@@ -444,7 +444,7 @@ def compute_elements(
     "Compute and reduce; where only the sum is asked for, the implementation adds up itself"
     like, between = args[0], (weight, carried, sample_weight, mask, broken, normalizer)
     alone = reduction in ('sum', *means) and all(o is None for o in between)
-    axes = tuple(range(like.ndim)) if alone and like.numel() else ()
+    axes = tuple(range(like.ndim)) if alone else ()
     if axes and reduction != 'sum': normalizer = like.numel()
     return reduce_elements(compute(name, *args, axes), weight, carried, sample_weight, mask,
                            broken, reduction, normalizer)

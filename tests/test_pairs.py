@@ -25,6 +25,39 @@ def ops():
     return {o.name.split('.')[-1]: o for o in op_db if o.name.split('.')[-1] in SAMPLES}
 
 
+def test_a_border_that_is_missing_where_nothing_counts():
+    "A border of nan for a masked pair touches no value and no gradient, its own included"
+    a, b, beta = torch.randn(4, 3, **double).requires_grad_(), torch.randn(4, 3, **double), torch.tensor([1., torch.nan, 1.2, .5], **double).requires_grad_()
+    y, mask = torch.tensor([1., 0., 0., 1.]), torch.tensor([True, False, True, True])
+    loss, expected = m.margin_loss(a, b, y, beta=beta, mask=mask), m.margin_loss(a[mask], b[mask], y[mask], beta=beta[mask])
+    assert_close(loss, expected)
+    for got, right in zip(torch.autograd.grad(loss, (a, beta)), torch.autograd.grad(expected, (a, beta))): assert_close(got, right)
+
+
+@pytest.mark.parametrize('distance', ['euclidean', 'squared'])
+def test_a_cloud_far_from_the_origin(distance):
+    "A million away, distances of 1 keep their digits, because the middle of the cloud is taken off"
+    torch.manual_seed(0)
+    near = torch.randn(20, 7, **double)
+    near = (near*2**20).round()/2**20  # so that adding a power of 2 is exact
+    far = near + 2**20
+    expected = (far.unsqueeze(1) - far).square().sum(-1)
+    if distance == 'euclidean': expected = expected.sqrt()
+    assert_close(m.distance_matrix(far, distance=distance), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize('distance', ['euclidean', 'squared'])
+def test_rows_that_are_equal_have_no_distance(distance):
+    "Exactly, where the rounding of a product leaves a little, and with no gradient between them"
+    torch.manual_seed(0)
+    a = torch.randn(50, 100, **double)
+    a = torch.cat([a, a]).requires_grad_()
+    d = m.distance_matrix(a, distance=distance)
+    same = torch.eye(50, dtype=torch.bool).repeat(2, 2)
+    assert not d[same].any() and (d[~same] > 1).all()
+    assert not torch.autograd.grad(d[same].sum(), a)[0].any()
+
+
 @pytest.mark.parametrize('name', SAMPLES)
 def test_pytorchs_samples(ops, name):
     "Value and gradient, in every input"
