@@ -450,39 +450,35 @@ class _Elementwise(NamedTuple):
         wide = [o.reshape(n, -1).expand(n, m) for o in tensors]
         return enumerate(cut(wide, *_cut_shape(like, n, 4, m)))
 
-# %% ../nbs/scale/72_kernels.ipynb #0aab7835
-@patch
-def forward(self:_Elementwise, *inputs):
-    like, kept = inputs[0], inputs[0].ndim - self.dims
-    out = like.new_zeros(like.shape[:kept], dtype=torch.double) if self.dims else fresh(like)
-    for k, (o, *block) in self.cut(like, out, *inputs):
-        into = None if self.dims else o
-        found = _fast(_compute, like)(into, self.values, *block, *self.options)
-        if not math.isfinite(found.sum()):
-            self.odd.add(k)
-            found = _compute(into, self.formula, *block, *self.options)
-        if self.dims: o[:, :1].add_(found)
-    return out.to(like.dtype),
+    def forward(self, *inputs):
+        like, kept = inputs[0], inputs[0].ndim - self.dims
+        out = like.new_zeros(like.shape[:kept], dtype=torch.double) if self.dims else fresh(like)
+        for k, (o, *block) in self.cut(like, out, *inputs):
+            into = None if self.dims else o
+            found = _fast(_compute, like)(into, self.values, *block, *self.options)
+            if not math.isfinite(found.sum()):
+                self.odd.add(k)
+                found = _compute(into, self.formula, *block, *self.options)
+            if self.dims: o[:, :1].add_(found)
+        return out.to(like.dtype),
 
+    def backward(self, grad, *inputs):
+        results = [fresh(o) for o in inputs[:self.learn]]
+        for k, (g, *block) in self.cut(inputs[0], grad, *results, *inputs):
+            outs, block = block[:self.learn], block[self.learn:]
+            if k in self.odd: self.write_reference(outs, g, block)
+            else: _fast(_write, inputs[0])(outs, self.slopes, g, *block, *self.options)
+        return *results, *[None]*(len(inputs) - self.learn)
+
+    def write_reference(self, outs, grad, block):
+        block = [o.detach().clone().requires_grad_(i < self.learn) for i,o in enumerate(block)]
+        for o, slope in zip(outs, by_formula(self.each, block, grad)): o.copy_(slope)
+
+# %% ../nbs/scale/72_kernels.ipynb #0aab7835
 def _compute(out, formula, *args):
     "Write what `formula` finds into `out`, or return its sums if there is none"
     found = formula(*args)
     return found.sum(1, keepdim=True) if out is None else out.copy_(found)
-
-# %% ../nbs/scale/72_kernels.ipynb #e9de733a
-@patch
-def backward(self:_Elementwise, grad, *inputs):
-    results = [fresh(o) for o in inputs[:self.learn]]
-    for k, (g, *block) in self.cut(inputs[0], grad, *results, *inputs):
-        outs, block = block[:self.learn], block[self.learn:]
-        if k in self.odd: self.write_reference(outs, g, block)
-        else: _fast(_write, inputs[0])(outs, self.slopes, g, *block, *self.options)
-    return *results, *[None]*(len(inputs) - self.learn)
-
-@patch
-def write_reference(self:_Elementwise, outs, grad, block):
-    block = [o.detach().clone().requires_grad_(i < self.learn) for i,o in enumerate(block)]
-    for o, slope in zip(outs, by_formula(self.each, block, grad)): o.copy_(slope)
 
 def _write(outs, slopes, grad, *args):
     "Let `slopes` write into `outs`, and multiply by `grad`"
