@@ -25,6 +25,12 @@ def ops():
     return {o.name.split('.')[-1]: o for o in op_db if o.name.split('.')[-1] in SAMPLES}
 
 
+def test_the_distance_that_is_not_given():
+    "PyTorch's, with what it adds to each difference"
+    rows = [torch.randn(5, 3, **double) for _ in 'apn']
+    assert_close(m.triplet_margin_with_distance_loss(*rows), F.triplet_margin_with_distance_loss(*rows), rtol=1e-12, atol=0)
+
+
 def test_a_border_that_is_missing_where_nothing_counts():
     "A border of nan for a masked pair touches no value and no gradient, its own included"
     a, b, beta = torch.randn(4, 3, **double).requires_grad_(), torch.randn(4, 3, **double), torch.tensor([1., torch.nan, 1.2, .5], **double).requires_grad_()
