@@ -24,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .core import (Loss, LossParts, Reduction, backend, check_elementwise,
-                          check_range, compute, full_precision, implementation, implements,
-                          keep, means, peek, readable, reduce_loss, weigh)
+                          check_range, compute, divisor_of, full_precision, implementation,
+                          implements, keep, means, peek, readable, reduce_loss, weigh)
 from .logits import tempered
 from .labels import (Labels, along, class_axis, element_shape, read_labels,
                             share_dtype)
@@ -171,8 +171,13 @@ def reduce_classes(
 )->Tensor|LossParts: # scalar; (N, ...) for `'none'`; a pair for `'parts'`
     "Reduce a loss over classes; what could not be a label and was not reported becomes nan"
     if labels.broken is not None: loss = loss.masked_fill(labels.broken, torch.nan)
-    return reduce_loss(loss, reduction, carried_weight=_carried(labels, axis, weight, reduction),
-                       sample_weight=sample_weight, mask=labels.mask, normalizer=normalizer)
+    return reduce_loss(loss, reduction, **_counted(labels, axis, weight, sample_weight, reduction,
+                                                   normalizer))
+
+def _counted(labels, axis, weight, sample_weight, reduction, normalizer):
+    "What a mean over elements counts"
+    return dict(carried_weight=_carried(labels, axis, weight, reduction), mask=labels.mask,
+                sample_weight=sample_weight, normalizer=normalizer)
 
 def _carried(labels, axis, weight, reduction):
     "The class weight in each value, as far as the mean counts it"
@@ -205,8 +210,11 @@ def cross_entropy(
     labels, used, weight, sample_weight = read_targets(logits, target, axis, weight,
                                                        sample_weight, mask, ignore_index,
                                                        label_smoothing)
+    def divisor():
+        counted = _counted(labels, axis, weight, sample_weight, reduction, normalizer)
+        return divisor_of(element_shape(logits, axis), reduction, **counted)
     loss = compute('cross_entropy', logits, used, axis, weight, label_smoothing, softcap,
-                   temperature, z_loss, inplace)
+                   temperature, z_loss, inplace, divisor=divisor)
     return reduce_classes(loss, labels, axis, weight, sample_weight, reduction, normalizer)
 
 # %% ../nbs/classification/10_categorical.ipynb #30e6d0f3

@@ -7,9 +7,9 @@ A loss is one number per element; training needs one number per step. Everything
 # %% auto #0
 __all__ = ['Reduction', 'reductions', 'means', 'ratio', 'LossParts', 'checks', 'readable', 'peek', 'keep', 'weigh',
            'check_option', 'check_range', 'check_whole', 'check_floating', 'check_elementwise', 'check_same_shape',
-           'reduce_loss', 'check_reduction', 'expand_to', 'expand_weight', 'reduce_elements', 'full_precision',
-           'double_precision', 'transforming', 'watched', 'implements', 'backend', 'implementation', 'compute',
-           'add_up', 'compute_elements', 'Loss']
+           'reduce_loss', 'check_reduction', 'divisor_of', 'expand_to', 'expand_weight', 'reduce_elements',
+           'full_precision', 'double_precision', 'transforming', 'watched', 'implements', 'backend', 'implementation',
+           'compute', 'add_up', 'compute_elements', 'Loss']
 
 # %% ../nbs/foundations/00_core.ipynb #779e33d9
 import inspect
@@ -239,12 +239,12 @@ def check_same_shape(
                      f"nothing is broadcast{_fix(name, value, expected)}")
 
 # %% ../nbs/foundations/00_core.ipynb #a4b632f7
-def _count(loss, reduction, carried_weight, sample_weight, mask):
+def _count(shape, reduction, carried_weight, sample_weight, mask):
     "What `reduction` divides by"
-    if reduction == 'batchmean': return loss.shape[0] if loss.ndim else 1
+    if reduction == 'batchmean': return shape[0] if shape else 1
     weights = [o for o in (carried_weight,
                            sample_weight) if o is not None and reduction != 'element_mean']
-    if not weights: return loss.numel() if mask is None else mask.sum()
+    if not weights: return shape.numel() if mask is None else mask.sum()
     kept = [keep(o, mask) for o in weights]
     return (kept[0] if len(kept) == 1 else kept[0]*kept[1]).sum()
 
@@ -272,7 +272,7 @@ def reduce_loss(
     total = loss.sum()
     if reduction == 'sum': return total
     count = normalizer.reshape(()).to(total) if isinstance(normalizer, Tensor) else normalizer
-    if count is None: count = _count(loss, reduction, carried_weight, sample_weight, mask)
+    if count is None: count = _count(loss.shape, reduction, carried_weight, sample_weight, mask)
     if reduction != 'parts': return ratio(total, count)
     if not isinstance(count, Tensor): count = total.new_full((), count, dtype=torch.long)
     return LossParts(total, count)
@@ -294,6 +294,22 @@ def check_reduction(
         raise ValueError(f"normalizer replaces the denominator of a mean, and "
                          f"reduction={reduction!r} has none; use reduction='mean'")
     check_range('normalizer', normalizer, tensor=True)
+
+# %% ../nbs/foundations/00_core.ipynb #35022632
+def divisor_of(
+    shape:torch.Size, # of the values
+    reduction:Reduction, # see `reduce_loss`, and so are the others
+    *,
+    carried_weight:Tensor|None=None, # (...)
+    sample_weight:Tensor|None=None, # (...)
+    mask:Tensor|None=None, # (...)
+    normalizer:Tensor|Number|None=None, # divide by this instead
+)->Tensor|Number|None: # None where values are weighed, or not reduced
+    "What `reduce_loss` divides the sum of the values by"
+    if reduction in ('none', 'parts') or sample_weight is not None: return None
+    if reduction == 'sum': return 1
+    if normalizer is not None: return normalizer
+    return _count(shape, reduction, carried_weight, None, mask)
 
 # %% ../nbs/foundations/00_core.ipynb #5d1c2a81
 def expand_to(
@@ -374,7 +390,7 @@ class _Implementation(NamedTuple):
     able:Callable
     wins:Callable
 
-_references, _fast = {}, {}
+_references, _fast, _foresighted = {}, {}, set()
 def _always(*args, **kwargs): return True
 
 # %% ../nbs/foundations/00_core.ipynb #85d9cbf2
@@ -387,6 +403,7 @@ def implements(
     def register(fn):
         if able is None: _references[name] = fn
         else: _fast.setdefault(name, []).insert(0, _Implementation(fn, able, wins))
+        if 'divisor' in inspect.signature(fn).parameters: _foresighted.add(fn)
         return fn
     return register
 
@@ -413,15 +430,19 @@ def implementation(
             if wanted and o.able(*args, **kwargs): return o.fn
     return _references[name]
 
-# %% ../nbs/foundations/00_core.ipynb #6b1d0a11
+# %% ../nbs/foundations/00_core.ipynb #eeca6840
 def compute(
     name:str, # what is computed
     *args, # its arguments
-    **kwargs, # and by name
+    divisor:Callable|None=None, # tells what the sum of the values will be divided by
+    **kwargs, # arguments by name
 ): # what the implementation returns
     "What the implementation of `name` finds that serves these arguments"
-    return implementation(name, *args, **kwargs)(*args, **kwargs)
+    fn = implementation(name, *args, **kwargs)
+    if divisor and fn in _foresighted: kwargs['divisor'] = divisor
+    return fn(*args, **kwargs)
 
+# %% ../nbs/foundations/00_core.ipynb #6b1d0a11
 def add_up(
     values:Tensor, # (...) one value per element
     axes:tuple=(), # axes to add over
@@ -429,7 +450,6 @@ def add_up(
     "`values`, added up over `axes` if there are any"
     return values.sum(axes) if axes else values
 
-# %% ../nbs/foundations/00_core.ipynb #6b1d0a12
 def compute_elements(
     name:str, # what is computed, with one value per element
     *args, # its arguments: one number per element first
@@ -443,11 +463,12 @@ def compute_elements(
 )->Tensor|LossParts: # scalar; (...) for `'none'`; a pair for `'parts'`
     "Compute and reduce; where only the sum is asked for, the implementation adds up itself"
     like, between = args[0], (weight, carried, sample_weight, mask, broken, normalizer)
-    alone = reduction in ('sum', *means) and all(o is None for o in between)
-    axes = tuple(range(like.ndim)) if alone else ()
-    if axes and reduction != 'sum': normalizer = like.numel()
-    return reduce_elements(compute(name, *args, axes), weight, carried, sample_weight, mask,
-                           broken, reduction, normalizer)
+    divisor = divisor_of(like.shape, reduction) if all(o is None for o in between) else None
+    axes = () if divisor is None else tuple(range(like.ndim))
+    if axes and reduction != 'sum': normalizer = divisor
+    values = compute(name, *args, axes, divisor=(lambda: divisor) if axes else None)
+    return reduce_elements(values, weight, carried, sample_weight, mask, broken, reduction,
+                           normalizer)
 
 # %% ../nbs/foundations/00_core.ipynb #225ae5cd
 class Loss(nn.Module):

@@ -20,6 +20,7 @@ __all__ = ['finite_log', 'without_inf', 'check_distribution', 'Distribution', 'r
 # %% ../nbs/foundations/06_information.ipynb #d7008ac0
 import math
 from collections.abc import Sequence
+from functools import partial
 from numbers import Number
 from typing import NamedTuple
 import torch
@@ -27,8 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from .core import (Loss, LossParts, Reduction, add_up, check_elementwise,
                           check_floating, check_range, check_same_shape, compute,
-                          compute_elements, full_precision, implements, keep, peek,
-                          reduce_elements, weigh)
+                          compute_elements, divisor_of, full_precision, implements, keep,
+                          peek, reduce_elements, weigh)
 from .labels import class_axis, element_shape
 from .viz import label_lines, palette, panels
 
@@ -301,10 +302,12 @@ def kl_div(
     target = _read_target(target, input, log_target)
     input, target = _drop(input, target, sample_weight, mask, axis)
     _check_pair(input, target, log_target)
-    options = dict(weight=None, carried=None, sample_weight=sample_weight, mask=mask,
-                   broken=None, reduction=reduction, normalizer=normalizer)
+    counted = dict(sample_weight=sample_weight, mask=mask, normalizer=normalizer)
+    options = dict(weight=None, carried=None, broken=None, reduction=reduction, **counted)
     if axis is None: return compute_elements('kl_div', input, target, log_target, **options)
-    return reduce_elements(compute('kl_div', input, target, log_target, (axis,)), **options)
+    divisor = partial(divisor_of, shape, reduction, **counted)
+    return reduce_elements(compute('kl_div', input, target, log_target, (axis,),
+                                   divisor=divisor), **options)
 
 def _check_pair(input, target, log_target):
     "Raise unless both have the signs of what they are said to be"

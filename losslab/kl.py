@@ -18,13 +18,14 @@ __all__ = ['exp_above_tangent', 'gaussian_kl_values', 'read_target', 'latent_axe
 
 # %% ../nbs/generative/60_kl.ipynb #9517864b
 import math
+from functools import partial
 from numbers import Number
 from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 from .core import (Loss, LossParts, Reduction, check_elementwise, check_floating,
-                          check_option, check_same_shape, compute, expand_to,
+                          check_option, check_same_shape, compute, divisor_of, expand_to,
                           full_precision, implements, keep, peek, reduce_loss)
 
 # %% ../nbs/generative/60_kl.ipynb #b77edeaf
@@ -101,16 +102,17 @@ def gaussian_kl_loss(
 )->Tensor|LossParts: # scalar; (N,) for `'none'`; a pair for `'parts'`
     "Divergence of `N(mu, exp(logvar))` from a Gaussian, the standard normal by default"
     latents, axes = _read_latents(mu, logvar, target_mu, target_logvar, dim)
-    shape, usable = [n for i, n in enumerate(mu.shape) if i not in axes], mask
+    shape, usable = torch.Size(n for i, n in enumerate(mu.shape) if i not in axes), mask
     check_elementwise('mask', mask, shape, is_mask=True)
     check_elementwise('sample_weight', sample_weight, shape)
     if sample_weight is not None:
         sample_weight = keep(sample_weight.to(latents[0].dtype), mask)
         usable = _usable(latents, axes, sample_weight, mask)
     latents = _keep_rows(latents, axes, usable)
-    loss = compute('gaussian_kl', *latents, axes)
-    return reduce_loss(loss, reduction, sample_weight=sample_weight, mask=mask,
-                       normalizer=normalizer)
+    options = dict(sample_weight=sample_weight, mask=mask, normalizer=normalizer)
+    divisor = partial(divisor_of, shape, reduction, **options)
+    return reduce_loss(compute('gaussian_kl', *latents, axes, divisor=divisor), reduction,
+                       **options)
 
 # %% ../nbs/generative/60_kl.ipynb #87f54049
 def _read_latents(mu, logvar, target_mu, target_logvar, dim):
