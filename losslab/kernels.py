@@ -87,7 +87,8 @@ def _keep_small_blocks():
 # %% ../nbs/scale/72_kernels.ipynb #1ca3fffa
 def _known_slope(divisor, *inputs):
     "What will come back to each value; None where nobody knows or nobody asks"
-    like, learns = inputs[0], torch.is_grad_enabled() and any(o.requires_grad for o in inputs)
+    learns = torch.is_grad_enabled() and any(o.requires_grad for o in inputs)
+    like = inputs[0]
     n = divisor() if divisor and learns and like.dtype != torch.half else None
     if n is None: return None
     slope = (torch.ones((), dtype=share_dtype(like))/n).detach().to(share_dtype(like))
@@ -169,6 +170,7 @@ def _at_all(shares, classes, o):
 # %% ../nbs/scale/72_kernels.ipynb #744e4fe5
 def _scores(x, o):
     "Logits, capped and divided in at least single precision"
+    if torch.compiler.is_compiling(): x = x.to(share_dtype(x)) # costs nothing in a register
     if o.softcap is not None: x = (x.to(share_dtype(x))/o.softcap).tanh_().mul_(o.softcap)
     elif o.temperature != 1: x = x.to(share_dtype(x))
     return x if o.temperature == 1 else x/o.temperature
@@ -225,8 +227,10 @@ def _slopes(w, scores, a, index, sums, h, o, grad, out):
 # %% ../nbs/scale/72_kernels.ipynb #fdf97c20
 def _hit(w, index, value):
     "Add `value` at the label of each row"
-    if not torch.compiler.is_compiling(): return w.scatter_add_(1, index, value.expand_as(index))
-    return w.add_(torch.where(torch.arange(w.shape[1]).view(1, -1, 1) == index, value, 0.))
+    if not torch.compiler.is_compiling():
+        return w.scatter_add_(1, index, value.expand_as(index))
+    classes = torch.arange(w.shape[1]).view(1, -1, 1)
+    return w.add_(torch.where(classes == index, value, 0.))
 
 def _revisit(x, shares, sums, h, o, grad, out):
     "The gradient of a block whose sums are known"
@@ -240,11 +244,12 @@ def _put_labels(x, index, shares, sums, h, o, grad, out):
     sums = sums._replace(picked=scores - sums.top)
     if out is None: return sums
     n, c, m = out.shape
-    a, first, row = _at_all(shares, c, o), torch.zeros_like(index), torch.arange(n).view(n, 1, 1)
+    a, first = _at_all(shares, c, o), torch.zeros_like(index)
     if isinstance(a, Tensor): a = a.expand(n, c, m).gather(1, index)
     w = sums.picked.exp()
     _slopes(w, scores, a, first, sums, h, o, grad, w)
-    out.view(-1).put_((row*c + index)*m + torch.arange(m), w.to(out.dtype))
+    row, place = torch.arange(n).view(n, 1, 1), torch.arange(m)
+    out.view(-1).put_((row*c + index)*m + place, w.to(out.dtype))
     return sums
 
 # %% ../nbs/scale/72_kernels.ipynb #5ee7a9a7
@@ -319,7 +324,8 @@ def new_sums(self:_CrossEntropy, like):
     index, shares, *_ = self.labels
     even = shares is not None or self.options.label_smoothing
     needed = True, True, index is not None, even, even
-    return _Sums(*(torch.full_like(like, o) if n else None for o, n in zip(_neutral, needed)))
+    new = [torch.full_like(like, o) if n else None for o, n in zip(_neutral, needed)]
+    return _Sums(*new)
 
 @patch
 def fill(self:_CrossEntropy, block, parts, scratch):
@@ -338,10 +344,11 @@ def sums_of(self:_CrossEntropy, block, scratch):
     x, out, shares, index, _, grad = block
     o, h = self.options, 0. if index is None else _at_index(index, self.options)
     if _fusing(x): return _compiled_sums(x, out, shares, index, grad, o, h)
-    top = x.amax(1, keepdim=True) if x is out else None
-    if top is not None and self.is_odd(block, top): return None
-    top = None if o.softcap is not None or top is None else top.to(scratch.kind)/o.temperature
     w = scratch(x) if out is None or out.dtype != scratch.kind else out
+    if x is not out: return _visit(x, index, shares, h, o, w, grad, out)
+    top = x.amax(1, keepdim=True)
+    if self.is_odd(block, top): return None
+    top = None if o.softcap is not None else top.to(scratch.kind)/o.temperature
     return _visit(x, index, shares, h, o, w, grad, out, top)
 
 narrow = 16 # fewer classes do not fill a vector register
