@@ -23,8 +23,8 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
-from .core import (add_up, compute, implementation, implements, transforming,
-                          watched, weigh)
+from .core import (add_up, compute, implementation, implements, keep,
+                          transforming, watched, weigh)
 from .labels import Labels, share_dtype
 from .categorical import cross_entropy_values
 from .binary import binary_cross_entropy_values
@@ -96,9 +96,10 @@ def _known_slope(divisor, *inputs):
 
 def _rescale(found, grad, known):
     "Make gradients for `known` those for `grad`"
-    one = not any(grad.stride()) # a number, expanded
-    if ((grad[(slice(1),)*grad.ndim] if one else grad) == known).all(): return
-    for o in found: o.mul_(grad/known)
+    if not known.ndim and not any(grad.stride()): grad = grad[(slice(1),)*grad.ndim]
+    if (grad == known).all(): return
+    ratio = torch.where(known == 0, 1., grad/known)
+    for o in found: o.mul_(ratio)
 
 # %% ../nbs/scale/72_kernels.ipynb #6c2b9e06
 class _Fused(torch.autograd.Function):
@@ -119,7 +120,7 @@ class _Fused(torch.autograd.Function):
             return None, None, *by_formula(ctx.kernel.reference, inputs, grad, again)
         found, ctx.found = ctx.found, None
         if found is None: _, found = ctx.kernel.run(grad, *inputs)
-        else: _rescale(found, ctx.kernel.widen(grad), ctx.known)
+        else: _rescale(found, *map(ctx.kernel.widen, (grad, ctx.known)))
         if found[0] is inputs[0]: torch.autograd.graph.increment_version(inputs[0])
         return None, None, *found, *[None]*(len(inputs) - len(found))
 
@@ -258,7 +259,6 @@ class _Scratch:
     def __init__(self, logits): self.kind, self.memory = share_dtype(logits), None
     def __call__(self, block):
         n = block.numel()
-        if _fusing(block): return None
         if self.memory is None or len(self.memory) < n:
             self.memory = torch.empty(n, dtype=self.kind, device=block.device)
         return self.memory[:n].view(block.shape)
@@ -282,7 +282,7 @@ class _CrossEntropy(NamedTuple):
         n, c = math.prod(logits.shape[:self.axis]), logits.shape[self.axis]
         return n, c, logits.numel()//(n*c)
 
-    def widen(self, grad): return grad.unsqueeze(self.axis)
+    def widen(self, grad): return grad.unsqueeze(self.axis) if grad.ndim else grad
 
     def cut(self, logits, out, grad, *rows):
         "The blocks, and the pieces of `rows` for each"
@@ -343,7 +343,7 @@ def sums_of(self:_CrossEntropy, block, scratch):
     "The sums, with the gradient written; None if only the reference can compute it"
     x, out, shares, index, _, grad = block
     o, h = self.options, 0. if index is None else _at_index(index, self.options)
-    if _fusing(x): return _compiled_sums(x, out, shares, index, grad, o, h)
+    if _fusing(x, x.shape[1]): return _compiled_sums(x, out, shares, index, grad, o, h)
     w = scratch(x) if out is None or out.dtype != scratch.kind else out
     if x is not out: return _visit(x, index, shares, h, o, w, grad, out)
     top = x.amax(1, keepdim=True)
@@ -435,6 +435,8 @@ def cross_entropy_blocks(
     options = _Options(weight, label_smoothing, softcap, temperature, z_loss)
     inplace, known = _learns(logits, inplace), _known_slope(divisor, logits)
     if inplace: _check_inplace(logits)
+    if known is not None and labels.mask is not None:
+        known = keep(known.expand(labels.mask.shape), labels.mask)
     return _Fused.apply(_CrossEntropy(labels, axis, options, inplace), known, logits)
 
 # %% ../nbs/scale/72_kernels.ipynb #c0498e36
@@ -451,10 +453,10 @@ def compile_kernels(
 # %% ../nbs/scale/72_kernels.ipynb #74040c85
 compiled_size = 2**20 # numbers from which a compiled loop wins
 
-def _fusing(like):
-    "Is the kernel for these numbers compiled? Not for few, nor where each operation is watched"
-    large = _compiled.on and like.numel() >= compiled_size
-    return large and not is_in_torch_dispatch_mode()
+def _fusing(like, together=4):
+    "Is the kernel for these numbers compiled, `together` of which make a row?"
+    large = like.numel() >= compiled_size and together >= 4
+    return _compiled.on and large and not is_in_torch_dispatch_mode()
 
 @functools.cache
 def _compiler(fn):
@@ -477,7 +479,7 @@ def _fast(fn, like):
 
 def _cut_shape(like, n, c, m):
     "The shape of a block, or of everything where the kernel is compiled"
-    return (n, m) if _fusing(like) else block_shape(n, c, m)
+    return (n, m) if _fusing(like, c) else block_shape(n, c, m)
 
 # %% ../nbs/scale/72_kernels.ipynb #10001e62
 class _Elementwise(NamedTuple):

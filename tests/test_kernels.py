@@ -253,6 +253,19 @@ def test_the_gradient_of_a_mean_is_there_before_the_backward_pass(options):
     assert_close(again, x.grad)
 
 
+def test_a_row_without_a_label_beside_one_with_it(monkeypatch):
+    "In one block: its gradient is 0 at once, and nothing is multiplied later"
+    monkeypatch.setattr(kernels, 'block_size', 2**19)
+    z, y = torch.randn(8, 33), torch.tensor([4, -100, 2, -100, 0, 4, 7, 9])
+    early, loss, (x,) = known(lambda z: ll.cross_entropy(z, y), z)
+    assert not early[0][1].any() and early[0][0].any()
+    grad, = torch.autograd.grad(loss, x, retain_graph=True)
+    assert torch.equal(grad, early[0])
+    assert_close(grad, result('reference', lambda z: ll.cross_entropy(z, y), z)[1])
+    _, loss, (x,) = known(lambda z: ll.cross_entropy(z, y), z)
+    assert_close(torch.autograd.grad(3*loss, x)[0], 3*grad)
+
+
 @pytest.mark.parametrize('options', [dict(reduction='none'), dict(reduction='parts'), dict(sample_weight=torch.rand(8)), dict(mask=torch.zeros(8).bool())], ids=str)
 def test_no_gradient_where_nobody_knows_what_comes_back(options):
     z, y = torch.randn(8, 33), torch.randint(33, (8,))
@@ -459,6 +472,9 @@ for o in {}, everything:
     for a, b in zip(*both(lambda z: ll.cross_entropy(z, y, **o), z.bfloat16())): assert_close(a, b, rtol=1e-2, atol=1e-4)
 same(lambda z: ll.cross_entropy(z, shares, **smooth), z)
 for o in {}, smooth | dict(temperature=2.): same(lambda z: ll.cross_entropy(z*1, y, inplace=True, **o), z)
+for c in 2, 3, 5, 15: # few classes: two of them in blocks, the others compared with the label
+    few, label = torch.randn(50, c), torch.randint(-1, c, (50,))
+    for o in {}, dict(weight=torch.rand(c), softcap=3.): same(lambda z: ll.cross_entropy(z, label, ignore_index=-1, **o), few)
 pixels, places = torch.randn(2, 5, 9), torch.randint(5, (2, 9))
 same(lambda z: ll.cross_entropy(z, places, label_smoothing=.1), pixels)
 z[3, 5] = -torch.inf
