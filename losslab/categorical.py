@@ -221,20 +221,22 @@ def cross_entropy(
 _plain_options = [cross_entropy.__kwdefaults__[o] for o in (
     'weight', 'sample_weight', 'mask', 'softcap', 'normalizer', 'ignore_index', 'dim',
     'label_smoothing', 'temperature', 'z_loss')]
+_plain_dtypes = torch.float32, torch.float16, torch.bfloat16
 _no_label = -2**62
 
 def _plain(logits, target, options, inplace, reduction):
     "PyTorch's loss where nothing but the labels could go wrong and nothing did, else None"
     if backend.value == 'reference' or any(map(is_not, options, _plain_options)): return None
     if not isinstance(logits, Tensor) or not isinstance(target, Tensor) or not readable(logits): return None
-    fits = target.dtype == torch.int64 and logits.dtype == torch.float32
+    fits = target.dtype == torch.int64 and logits.dtype in _plain_dtypes
     if not fits or logits.ndim < 2 or target.ndim != logits.ndim-1 or not logits.numel(): return None
     if reduction not in ('none', 'sum', *means): return None
     best = implementation('cross_entropy', logits, Labels(target, None, None, None), 1,
                           inplace=inplace)
     if best is not cross_entropy_values: return None
     reduction = 'mean' if reduction in means else reduction
-    try: return F.cross_entropy(logits, target, ignore_index=_no_label, reduction=reduction)
+    z = full_precision(logits)
+    try: return F.cross_entropy(z, target, ignore_index=_no_label, reduction=reduction)
     except (IndexError, RuntimeError, ValueError): return None
 
 # %% ../nbs/classification/10_categorical.ipynb #f01ae17c

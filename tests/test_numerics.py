@@ -244,6 +244,20 @@ def test_half_precision_labels():
     assert ll.cross_entropy(z.double(), shares).dtype == torch.float64
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_logits_have_a_float32_loss(dtype):
+    "The loss of the same numbers in float32, also for a short call, whose labels are checked as ever"
+    z, target = torch.randn(6, 4).to(dtype).requires_grad_(), torch.tensor([0, 1, 2, 3, -100, 0])
+    for labels in target[:4], target:
+        for reduction in 'mean', 'sum', 'none', 'batchmean':
+            loss, = ll.cross_entropy(z[:len(labels)], labels, reduction=reduction).reshape(1, -1)
+            expected, = ll.cross_entropy(z[:len(labels)].float(), labels, reduction=reduction).reshape(1, -1)
+            assert loss.dtype == torch.float32 and torch.equal(loss, expected)
+            found, known = (torch.autograd.grad(o.sum(), z, retain_graph=True)[0] for o in (loss, expected))
+            assert found.dtype == dtype and torch.equal(found, known)
+    with pytest.raises(ValueError, match='4 classes'): ll.cross_entropy(z, target + 1, ignore_index=-99)
+
+
 def test_float32_sums_in_many_elements():
     "A mean over a million elements is right to float32's precision"
     z, target = torch.randn(1_000_000, 2), torch.randint(2, (1_000_000,))
