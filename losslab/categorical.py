@@ -115,6 +115,7 @@ def read_classes(
     if used.mask is not None: scores = keep(scores, used.mask.unsqueeze(axis))
     return scores, labels, weight, sample_weight
 
+# %% ../nbs/classification/10_categorical.ipynb #d3785b8a
 def read_targets(
     scores:Tensor, # (N, C, ...) logits or log-probabilities, which stay as they are
     target:Tensor, # (N, ...) class indices, or (N, C, ...) one-hot rows or shares
@@ -142,6 +143,7 @@ def _usable(scores, labels, axis, sample_weight):
     usable = ~unused | full_precision(scores.detach()).logsumexp(axis).isfinite()
     return labels._replace(mask=usable if labels.mask is None else labels.mask & usable)
 
+# %% ../nbs/classification/10_categorical.ipynb #58b8cf3a
 def read_class_weight(
     weight:Tensor|None, # (C,) weight of each class
     scores:Tensor, # (N, C, ...)

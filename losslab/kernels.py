@@ -55,7 +55,9 @@ def cut(
         by_rows = o.split(rows)
         if places is None or places >= o.shape[-1]: return by_rows
         return itertools.chain.from_iterable(r.split(places, -1) for r in by_rows)
-    return zip(*map(pieces, tensors))
+    first = tensors[0]
+    whole = rows >= len(first) and (places is None or places >= first.shape[-1])
+    return [tensors] if whole else zip(*map(pieces, tensors))
 
 # %% ../nbs/scale/72_kernels.ipynb #14173e72
 _huge, _advice = 2**21, 14 # bytes of a large page; what Linux calls the wish for them
@@ -91,8 +93,9 @@ def _known_slope(divisor, *inputs):
     like = inputs[0]
     n = divisor() if divisor and learns and like.dtype != torch.half else None
     if n is None: return None
-    slope = (torch.ones((), dtype=share_dtype(like))/n).detach().to(share_dtype(like))
-    return slope.reshape(()) if 0 < slope < torch.inf else None
+    one = torch.ones((), dtype=share_dtype(like))
+    slope = (one/n).detach().to(one.dtype).reshape(())
+    return slope if 0 < slope.item() < math.inf else None
 
 def _is_even(t): return all(n == 1 or s == 0 for n, s in zip(t.shape, t.stride()))
 
@@ -235,12 +238,6 @@ def _hit(w, index, value):
     classes = torch.arange(w.shape[1]).view(1, -1, 1)
     return w.add_(torch.where(classes == index, value, 0.))
 
-def _revisit(x, index, shares, sums, h, o, grad, out):
-    "The gradient of a block whose sums are known"
-    scores = _scores(x, o)
-    w = (scores - sums.top).exp_()
-    _slopes(w, scores, _at_all(shares, x.shape[1], o), index, sums, h, o, grad, out)
-
 def _put_labels(x, index, shares, sums, h, o, grad, out):
     "Add what a label does: `x` are the logits of the labels"
     scores = _scores(x, o)
@@ -329,6 +326,7 @@ def new_sums(self:_CrossEntropy, like):
     new = [torch.full_like(like, o) if n else None for o, n in zip(_neutral, needed)]
     return _Sums(*new)
 
+# %% ../nbs/scale/72_kernels.ipynb #14f1c689
 @patch
 def fill(self:_CrossEntropy, block, parts, scratch):
     "Write the gradient of a block, and the sums of its rows into `parts`"
@@ -353,6 +351,7 @@ def sums_of(self:_CrossEntropy, block, scratch):
     top = None if o.softcap is not None else top.to(scratch.kind)/o.temperature
     return _visit(x, index, shares, h, o, w, grad, out, top)
 
+# %% ../nbs/scale/72_kernels.ipynb #1b236b45
 few_classes = 64 # up to so many classes, looking for the label costs less than going back to it
 
 def _compiled_sums(x, out, shares, index, grad, o, h):
@@ -371,6 +370,12 @@ def _fix_classes(*tensors):
     "Compile for this number of classes, whatever the number of rows"
     for o in tensors:
         if o is not None: torch._dynamo.mark_static(o, 1)
+
+def _revisit(x, index, shares, sums, h, o, grad, out):
+    "The gradient of a block whose sums are known"
+    scores = _scores(x, o)
+    w = (scores - sums.top).exp_()
+    _slopes(w, scores, _at_all(shares, x.shape[1], o), index, sums, h, o, grad, out)
 
 # %% ../nbs/scale/72_kernels.ipynb #9a57b508
 _neutral = _Sums(top=0., total=1., picked=0., spread=0., much=0.)
@@ -631,7 +636,7 @@ def _kl(outs, grad, mu, logvar):
     if outs:
         torch.mul(mu, grad, out=outs[0])
         outs[1].copy_(grown).mul_(grad/2)
-    return grown.sub_(x).clamp_min_(0).to(mu.dtype).addcmul_(mu, mu).div_(2)
+    return grown.sub_(x).to(mu.dtype).clamp_min_(0).addcmul_(mu, mu).mul_(.5)
 
 def _kl_able(mu, logvar, target_mu=None, target_logvar=None, axes=()):
     standard = target_mu is None and target_logvar is None and mu.dtype == torch.float32

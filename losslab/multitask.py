@@ -323,6 +323,7 @@ def _check_given(self, arguments):
             raise TypeError(f"part {name!r} has no arguments; give {name}=(...), or "
                             f"{name}=None for a batch without it")
 
+# %% ../nbs/combining/66_multitask.ipynb #1ca557f1
 def _measured(self, name, calls):
     "`LossParts` of one part, over all of its calls; an error says which part it was"
     if torch.compiler.is_compiling(): return _added(self, name, calls)
@@ -335,6 +336,7 @@ def _added(self, name, calls):
     if name in self.losses: return sum(self.losses[name](*a, **o) for a, o in calls)
     with torch.no_grad(): return sum(self.metrics[name](*a, **o) for a, o in calls)
 
+# %% ../nbs/combining/66_multitask.ipynb #c440eddc
 def _advance(self, names):
     moving = {k: o for k, o in self.weights.items() if hasattr(o, 'step')}
     for name in names:
@@ -349,6 +351,7 @@ def _set_fixed(self, weights):
     with torch.no_grad():
         for name, value in weights.items(): fixed[name].value.fill_(value)
 
+# %% ../nbs/combining/66_multitask.ipynb #b448f133
 @torch.no_grad()
 def _averages(self):
     counts = self.running.sums[:,1].tolist()

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 import losslab as ll
 from losslab import kernels
 from losslab.bench import Alive
-from losslab.core import backend, implementation
+from losslab.core import backend, compute, implementation
 from losslab.labels import read_labels
 
 CLOSE = {torch.float64: dict(rtol=1e-11, atol=1e-12), torch.float32: dict(rtol=2e-5, atol=2e-6),
@@ -284,6 +284,18 @@ def test_a_mean_that_is_multiplied(scale, inplace):
     z, y = torch.randn(8, 33, dtype=torch.float64), torch.tensor([4, 1, -100, 32, 0, 4, 7, 9])
     def loss_fn(z): return (ll.cross_entropy(z*1, y, inplace=inplace)*scale).sum()
     for a, b in zip(result('fused', loss_fn, z), result('reference', loss_fn, z)): assert_close(a, b)
+
+
+@pytest.mark.parametrize('weights', [[.5, .5, .5], [.5, 1., -2.], [1., 1., 1.], [0., .5, .5]], ids=str)
+def test_a_divisor_that_was_wrong(weights):
+    "What an implementation is told saves time; the gradient is right for whatever comes back to each value"
+    z, y, rows = torch.randn(3, 33), torch.tensor([4, 0, 32]), torch.randn(3, 33)
+    kernels_of = {
+        'cross_entropy': (z, lambda z: compute('cross_entropy', z, read_labels(y, z, 1), 1, divisor=lambda: 2)),
+        'gaussian_kl': (rows, lambda mu: compute('gaussian_kl', mu, rows, axes=(1,), divisor=lambda: 2))}
+    for x, values in kernels_of.values():
+        def loss_fn(x): return values(x) @ torch.tensor(weights)
+        for a, b in zip(result('fused', loss_fn, x), result('reference', loss_fn, x)): assert_close(a, b)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])

@@ -139,8 +139,16 @@ def api_box(m, signature, code_follows):
     return f'::: {{{classes}}}\n{m["marks"]} {title} {{#{m["name"].lower()} .api-name}}\n\n{link}{body}\n:::\n'
 
 
+def drop_private(nb):
+    "Take from `nb` the API entries of what begins with an underscore, as methods of private classes do"
+    private = {id(o) for o, m in show_docs(nb) if re.search(r'(^|\.)_(?!_)', m['name'])}
+    for cell in nb['cells']:
+        if cell['cell_type'] == 'code': cell['outputs'] = [o for o in cell['outputs'] if id(o) not in private]
+
+
 def mend_api(nb):
     "Dress the API entries of `nb`, and join to each the exported code that follows it"
+    drop_private(nb)
     docs, cells = {id(o): m for o, m in show_docs(nb)}, nb['cells']
     following = None
     for cell in reversed(cells):

@@ -54,6 +54,13 @@ def test_api_entry_keeps_its_signature_unless_the_code_follows():
     assert nb['cells'][3]['source'] == '#| exports: true\ndef two(x): return x'
 
 
+@pytest.mark.parametrize('name, shown', [('_Kernel.run', False), ('_run', False), ('Kernel._run', False), ('Kernel.__init__', True), ('run_it', True)])
+def test_private_names_have_no_entry(name, shown):
+    nb = {'cells': [show_doc_cell(name, 'Text')]}
+    stage.mend_api(nb)
+    assert bool(nb['cells'][0]['outputs']) == shown
+
+
 @pytest.mark.parametrize('git_url, links', [
     ('', ['10_a.ipynb']),
     ('https://github.com/o/r', ['10_a.ipynb', 'https://colab.research.google.com/github/o/r/blob/main/nbs/s/10_a.ipynb', 'https://github.com/o/r/edit/main/nbs/s/10_a.ipynb']),
