@@ -286,6 +286,14 @@ def test_a_mean_that_is_multiplied(scale, inplace):
     for a, b in zip(result('fused', loss_fn, z), result('reference', loss_fn, z)): assert_close(a, b)
 
 
+@pytest.mark.parametrize('inplace', [False, True])
+def test_a_cap_far_below_the_logits(inplace):
+    "What is subtracted before the exponential is the largest score after the cap"
+    z, y = 1e4*torch.randn(5, 33, dtype=torch.float64), torch.randint(33, (5,))
+    def loss_fn(z): return ll.cross_entropy(z*1, y, softcap=3., temperature=.5, inplace=inplace)
+    for a, b in zip(result('fused', loss_fn, z), result('reference', loss_fn, z)): assert_close(a, b)
+
+
 @pytest.mark.parametrize('weights', [[.5, .5, .5], [.5, 1., -2.], [1., 1., 1.], [0., .5, .5]], ids=str)
 def test_a_divisor_that_was_wrong(weights):
     "What an implementation is told saves time; the gradient is right for whatever comes back to each value"
