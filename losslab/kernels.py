@@ -568,7 +568,10 @@ def _bce(outs, grad, z, y):
     return _log1p_exp(z).add_(z.clamp_min(0).addcmul_(z, y, value=-1))
 
 # %% ../nbs/scale/72_kernels.ipynb #e468184b
-def _is_large(*args): return args[0].numel() >= 2**15
+def _from(size):
+    "Kernels win from `size` numbers on"
+    def wins(*args): return args[0].numel() >= size
+    return wins
 
 def _added_dims(like, axes):
     "How many of the last axes `axes` are, None if they are others"
@@ -583,7 +586,7 @@ def _servable(learn, fixed, numbers, axes):
 def _binary_able(z, y, pos_weight=None, axes=()):
     return pos_weight is None and _servable([z], [y], [], axes)
 
-@implements('binary_cross_entropy_with_logits', able=_binary_able, wins=_is_large)
+@implements('binary_cross_entropy_with_logits', able=_binary_able, wins=_from(2**15))
 def binary_cross_entropy_blocks(
     logits:Tensor, # (...) log-odds of yes
     target:Tensor, # (...) answers between 0 and 1
@@ -614,7 +617,7 @@ def _power(p, surprise, gamma):
 def _focal_able(z, y, gamma=2., yes_weight=None, no_weight=None, axes=()):
     return _servable([z], [y], [gamma, yes_weight, no_weight], axes)
 
-@implements('sigmoid_focal_loss', able=_focal_able, wins=_is_large)
+@implements('sigmoid_focal_loss', able=_focal_able, wins=_from(2**13))
 def sigmoid_focal_blocks(
     logits:Tensor, # (...) log-odds of yes
     target:Tensor, # (...) answers between 0 and 1
@@ -642,7 +645,7 @@ def _kl_able(mu, logvar, target_mu=None, target_logvar=None, axes=()):
     standard = target_mu is None and target_logvar is None and mu.dtype == torch.float32
     return standard and _servable([mu, logvar], [], [], axes)
 
-@implements('gaussian_kl', able=_kl_able, wins=_is_large)
+@implements('gaussian_kl', able=_kl_able)
 def gaussian_kl_blocks(
     mu:Tensor, # (N, ...) mean of each latent
     logvar:Tensor, # (N, ...) logarithm of its variance
@@ -665,7 +668,7 @@ def _entries(outs, grad, x, t, log_target):
 def _kl_div_able(x, t, log_target=False, axes=()):
     return t.dtype == x.dtype and _servable([x], [t], [], axes)
 
-@implements('kl_div', able=_kl_div_able, wins=_is_large)
+@implements('kl_div', able=_kl_div_able, wins=_from(2**16))
 def kl_div_blocks(
     input:Tensor, # (N, C, ...) log-probabilities of the model
     target:Tensor, # (N, C, ...) probabilities of the truth, or their logarithms

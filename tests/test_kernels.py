@@ -195,8 +195,9 @@ def test_where_the_kernels_serve():
     for options in (), inplace: assert serves(2**12, 1024, *options) and not serves(2**12-1, 1024, *options)
     assert serves(2**12, 1024, dtype=torch.bfloat16) and serves(2**11, 1024, dtype=torch.float64)
     assert serves(2**15, 10) and not serves(2**13, 10) and not serves(2**15, 16)
-    x = torch.empty(2**15)
-    assert implementation('kl_div', x, x).__name__ == 'kl_div_blocks' and implementation('kl_div', x[1:], x[1:]).__name__ == 'kl_div_values'
+    for name, size in ('kl_div', 2**16), ('binary_cross_entropy_with_logits', 2**15), ('sigmoid_focal_loss', 2**13), ('gaussian_kl', 1):
+        served = [implementation(name, torch.empty(n), torch.empty(n)).__name__ for n in (size, size-1)]
+        assert [o.endswith('_blocks') for o in served] == [True, False], name
 
 
 def test_few_logits_are_pytorchs_also_where_they_may_be_overwritten():
