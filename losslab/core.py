@@ -8,13 +8,14 @@ A loss is one number per element; training needs one number per step. Everything
 __all__ = ['Reduction', 'reductions', 'means', 'ratio', 'LossParts', 'checks', 'readable', 'peek', 'keep', 'weigh',
            'check_option', 'check_range', 'check_whole', 'check_floating', 'check_elementwise', 'check_same_shape',
            'reduce_loss', 'check_reduction', 'divisor_of', 'expand_to', 'expand_weight', 'reduce_elements',
-           'full_precision', 'double_precision', 'transforming', 'watched', 'implements', 'backend', 'implementation',
-           'compute', 'add_up', 'compute_elements', 'Loss']
+           'full_precision', 'double_precision', 'transforming', 'watched', 'by_formula', 'implements', 'backend',
+           'implementation', 'compute', 'add_up', 'compute_elements', 'Loss']
 
 # %% ../nbs/foundations/00_core.ipynb #779e33d9
 import inspect
 import math
 from numbers import Integral, Number, Real
+from collections.abc import Iterable
 from typing import Callable, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
@@ -306,6 +307,7 @@ def divisor_of(
     normalizer:Tensor|Number|None=None, # divide by this instead
 )->Tensor|Number|None: # None where values are weighed, or not reduced
     "What `reduce_loss` divides the sum of the values by"
+    check_reduction(reduction, normalizer)
     if reduction in ('none', 'parts') or sample_weight is not None: return None
     if reduction == 'sum': return 1
     if normalizer is not None: return normalizer
@@ -380,9 +382,25 @@ def watched(
     *tensors:Tensor|None, # what is computed with
 )->bool: # True where only plain operations may be used
     "Does anything but reverse-mode autograd look at the operations?"
-    if torch.compiler.is_compiling() or transforming(): return True
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or transforming(): return True
     unpack = torch.autograd.forward_ad.unpack_dual
     return any(o is not None and unpack(o).tangent is not None for o in tensors)
+
+# %% ../nbs/foundations/00_core.ipynb #0ce0f7d7
+def by_formula(
+    reference:Callable, # tensors to values
+    inputs:Iterable, # tensors to differentiate in, or None
+    grad:Tensor, # gradient of the values
+    again:bool=False, # shall the result be differentiable?
+)->tuple: # gradients of `inputs`, None where none is needed
+    "Gradients of `reference`, by autograd"
+    with torch.enable_grad():
+        inputs = [o if o is None else o.view_as(o) for o in inputs]
+        values = reference(*inputs)
+    learns = [o is not None and o.requires_grad for o in inputs]
+    used = [o for o, l in zip(inputs, learns) if l]
+    found = iter(torch.autograd.grad(values, used, grad, create_graph=again))
+    return tuple(next(found) if l else None for l in learns)
 
 # %% ../nbs/foundations/00_core.ipynb #3ac7e802
 class _Implementation(NamedTuple):

@@ -19,13 +19,13 @@ from importlib.util import find_spec
 from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
-from .core import (LossParts, add_up, check_elementwise, check_range, implements,
-                          keep, transforming, watched)
+from .core import (LossParts, add_up, by_formula, check_elementwise, check_range,
+                          implements, keep, transforming, watched)
 from .labels import Labels, element_shape, read_labels, share_dtype
 from .categorical import cross_entropy_values, read_class_weight, reduce_classes
 from .binary import binary_cross_entropy_values
 from .focal import sigmoid_focal_values
-from .kernels import by_formula
+from .kernels import check_overwritable
 from .linear_ce import Blocks
 
 # %% ../nbs/scale/75_gpu.ipynb #eab85c86
@@ -349,9 +349,7 @@ def cross_entropy_on_gpu(
 )->Tensor: # (N, ...) float32
     "Cross entropy of each element by Triton kernels, which read each logit once"
     inplace = inplace and logits.requires_grad and torch.is_grad_enabled()
-    if inplace and logits.is_leaf:
-        raise ValueError("logits is a leaf, and inplace=True would overwrite it and be its "
-                         "gradient at once; use inplace=False, or give what a layer returned")
+    if inplace: check_overwritable(logits)
     options = label_smoothing, softcap, temperature, z_loss
     return _RowLoss.apply(logits, labels, axis, weight, options, inplace)
 

@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import (Loss, LossParts, Reduction, check_elementwise, check_floating,
+from .core import (Loss, LossParts, Reduction, by_formula, check_elementwise, check_floating,
                           check_option, check_range, compute, full_precision, implements,
                           keep, peek, readable, reduce_elements, watched)
 from .logits import tempered
@@ -443,23 +443,19 @@ class _ByVocabulary(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         *tensors, ctx.job, ctx.plan, ctx.held = inputs
-        ctx.save_for_backward(*tensors, *output[1:3])
+        ctx.save_for_backward(*tensors, *output[1:3], ctx.job.index)
         ctx.mark_non_differentiable(*output[1:])
 
     @staticmethod
     def backward(ctx, grad, *_):
-        *tensors, top, size = ctx.saved_tensors
-        if torch.is_grad_enabled(): grads = _grads_by_formula(grad, tensors, ctx.job)
+        *tensors, top, size, _ = ctx.saved_tensors
+        if torch.is_grad_enabled(): grads = _again(grad, tensors, ctx.job)
         else: grads = _vocabulary_backward(grad, *tensors, top, size, ctx.job, ctx.plan,
                                            ctx.held, ctx.needs_input_grad)
         return *grads, None, None, None
 
-def _grads_by_formula(grad, tensors, job):
-    "The same gradients with a graph of their own, for derivatives of derivatives"
-    used = [t for t in tensors if t is not None and t.requires_grad]
-    grads = iter(torch.autograd.grad(_by_formula(*tensors, job), used, grad,
-                                     create_graph=True))
-    return [next(grads) if t is not None and t.requires_grad else None for t in tensors]
+def _again(grad, tensors, job):
+    return by_formula(lambda *layer: _by_formula(*layer, job), tensors, grad, again=True)
 
 # %% ../nbs/scale/71_linear_ce.ipynb #e2ffb7a3
 class _ByRows(torch.autograd.Function):
@@ -472,15 +468,15 @@ class _ByRows(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         *tensors, ctx.job, ctx.plan, ctx.held, ctx.needs = inputs
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*tensors, ctx.job.index)
         ctx.mark_non_differentiable(*output[1:])
 
     @staticmethod
     def backward(ctx, grad, *_):
-        *tensors, coef = ctx.saved_tensors
+        *tensors, coef, _ = ctx.saved_tensors
         grads, ctx.held = ctx.held, []
         if torch.is_grad_enabled():
-            return *_grads_by_formula(grad*coef, tensors, ctx.job), *[None]*5
+            return *_again(grad*coef, tensors, ctx.job), *[None]*5
         if not grads: _rows_forward(*tensors, coef, ctx.job, ctx.plan, grads, ctx.needs)
         if peek(grad) != 1: grads = [None if o is None else o.mul_(grad) for o in grads]
         return *grads, *[None]*5

@@ -32,6 +32,11 @@ def chosen():
     with backend('fused'): yield
 
 
+@pytest.fixture
+def fused():
+    with backend('fused'): yield
+
+
 def result(name, loss_fn, *inputs, reduction='none'):
     "Loss and gradients under a backend"
     inputs = [o.clone().requires_grad_() for o in inputs]
@@ -295,6 +300,96 @@ def test_a_cap_far_below_the_logits(inplace):
     for a, b in zip(result('fused', loss_fn, z), result('reference', loss_fn, z)): assert_close(a, b)
 
 
+def test_one_input_that_follows_from_another():
+    "With and without create_graph, each way to an input counts once"
+    mu, y = torch.randn(40, 10, requires_grad=True), torch.randint(40, (30,))
+    layer, index = torch.nn.Linear(10, 10), torch.randint(40, (30,))
+    for loss_fn in lambda: ll.gaussian_kl_loss(mu, layer(mu)), lambda: ll.gaussian_kl_loss(mu, mu), lambda: ll.linear_cross_entropy(mu[index].tanh(), mu, y):
+        for name in 'fused', 'reference':
+            with backend(name): plain, again = (torch.autograd.grad(loss_fn(), mu, create_graph=o)[0] for o in (False, True))
+            assert_close(plain, again)
+
+
+@pytest.mark.usefixtures('fused')
+@pytest.mark.parametrize('what', ['index', 'shares', 'weight', 'mask'])
+def test_labels_that_change_before_the_backward_pass(what):
+    "That is noticed, or it changes nothing"
+    z, y, w, mask = torch.randn(4, 33, requires_grad=True), torch.tensor([0, 1, 2, 1]), torch.rand(33), torch.tensor([True, True, False, True])
+    shares = torch.rand(4, 33).softmax(1)
+    def loss_fn(): return ll.cross_entropy(z, shares if what == 'shares' else y, weight=w, mask=mask, reduction='none').sum()
+    expected, = torch.autograd.grad(loss_fn(), z)
+    loss = loss_fn()
+    dict(index=y, shares=shares, weight=w, mask=mask)[what].zero_()
+    try: assert torch.equal(torch.autograd.grad(loss, z)[0], expected) # it was copied
+    except RuntimeError as e: assert 'modified by an inplace operation' in str(e)
+
+
+@pytest.mark.usefixtures('fused')
+def test_a_parameter_is_not_overwritten_through_a_view():
+    w, y = torch.randn(2, 66, requires_grad=True), torch.tensor([0, 1, 2, 1])
+    for view in w.view(4, 33), w[:1].view(2, 33), w.view(-1)[66:].view(2, 33):
+        with pytest.raises(ValueError, match='view of one'): ll.cross_entropy(view, y[:len(view)], inplace=True)
+    ll.cross_entropy((w*1).view(4, 33), y, inplace=True).backward()
+
+
+@pytest.mark.usefixtures('fused')
+def test_what_was_overwritten_is_not_read_again():
+    "Also where hooks keep copies, which no version counter watches"
+    z, y = torch.randn(4, 33, requires_grad=True), torch.tensor([0, 1, 2, 1])
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda o: o): loss = ll.cross_entropy(z*1, y, inplace=True)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match='one backward pass is left'): loss.backward()
+
+
+def test_targets_that_are_a_rounding_error_below_0():
+    x, t = torch.randn(8, 5, dtype=torch.float64).log_softmax(1), torch.rand(8, 5, dtype=torch.float64).softmax(1)
+    t[:, 0], t[:, 1] = -9e-4, 0.
+    for reduction in 'none', 'sum':
+        def loss_fn(x): return ll.kl_div(x, t, reduction=reduction).sum()
+        for a, b in zip(result('fused', loss_fn, x), result('reference', loss_fn, x)): assert_close(a, b)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
+def test_slopes_of_confident_answers_keep_their_digits(dtype):
+    z = torch.cat([torch.linspace(-80, 80, 1001, dtype=dtype), torch.tensor([0., -0.], dtype=dtype)])
+    for y in (z > 0).to(dtype), (z < 0).to(dtype), torch.rand(1003, dtype=dtype), torch.full_like(z, 1e-9):
+        def loss_fn(z): return ll.binary_cross_entropy_with_logits(z, y, reduction='sum')
+        (_, found), (_, exact) = result('fused', loss_fn, z), result('reference', loss_fn, z.double())
+        assert_close(found.double(), exact, rtol=8*torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps*4*(0 < y.double().mean() < 1 and (y % 1).any()).item())
+
+
+@pytest.mark.usefixtures('fused')
+def test_other_default_devices():
+    "Tensors are on the CPU, whatever the default of new ones is"
+    z, y, rows = torch.randn(4, 33, requires_grad=True), torch.tensor([0, 1, 2, 1]), torch.rand(4, 33)
+    cases = (lambda: ll.cross_entropy(z, y, label_smoothing=.1), lambda: ll.binary_cross_entropy_with_logits(z, rows),
+             lambda: ll.gaussian_kl_loss(z, rows), lambda: ll.kl_div(z.log_softmax(1), rows.softmax(1)), lambda: ll.sigmoid_focal_loss(z, rows))
+    with torch.device('meta'):
+        for loss_fn in cases: assert torch.autograd.grad(loss_fn(), z)[0].device.type == 'cpu'
+
+
+@pytest.mark.usefixtures('fused')
+def test_traced():
+    "torch.jit.trace records the operations of the reference"
+    z, y = torch.randn(4, 33), torch.tensor([0, 1, 2, 1])
+    traced = torch.jit.trace(lambda z: ll.cross_entropy(z, y, label_smoothing=.1), z, check_trace=False)
+    assert_close(traced(z + 1), ll.cross_entropy(z + 1, y, label_smoothing=.1))
+
+
+@pytest.mark.usefixtures('fused')
+@pytest.mark.parametrize('normalizer', ['3', torch.ones(2), -1., 2j], ids=['text', 'two', 'negative', 'complex'])
+def test_a_normalizer_that_is_none(normalizer):
+    z, y, rows = torch.randn(4, 33, requires_grad=True), torch.tensor([0, 1, 2, 1]), torch.rand(4, 33)
+    for loss_fn in lambda: ll.cross_entropy(z, y, label_smoothing=.1, normalizer=normalizer), lambda: ll.binary_cross_entropy_with_logits(z, rows, normalizer=normalizer):
+        with pytest.raises((TypeError, ValueError), match='normalizer'): loss_fn()
+
+
+@pytest.mark.usefixtures('fused')
+def test_two_precisions_of_a_gaussian():
+    mu, logvar = torch.randn(4, 5), torch.randn(4, 5, dtype=torch.float64)
+    assert ll.gaussian_kl_loss(mu, logvar).dtype == torch.float64
+
+
 @pytest.mark.parametrize('weights', [[.5, .5, .5], [.5, 1., -2.], [1., 1., 1.], [0., .5, .5]], ids=str)
 def test_a_divisor_that_was_wrong(weights):
     "What an implementation is told saves time; the gradient is right for whatever comes back to each value"
@@ -505,6 +600,15 @@ for c in 5, 70:
     same(lambda z: ll.cross_entropy(z, places, label_smoothing=.1), pixels)
 z[3, 5] = -torch.inf
 same(lambda z: ll.cross_entropy(z, y, label_smoothing=.1), z)
+z[3, 5], z[0, y[0]], w = 0, -torch.inf, torch.ones(70) # a deleted class is a label, which counts for nothing
+w[y[0]] = 0
+for inplace in False, True: same(lambda z: ll.cross_entropy(z*1, y, weight=w, inplace=inplace), z)
+z[0, y[0]] = 0
+torch.use_deterministic_algorithms(True)
+same(lambda z: ll.cross_entropy(z, y), z)
+torch.use_deterministic_algorithms(False)
+even = torch.zeros(2**20) # sums of equal numbers
+for a, b in zip(*both(lambda z: ll.binary_cross_entropy_with_logits(z, torch.full_like(z, .5)), even)): assert_close(a, b, rtol=1e-6, atol=0)
 z, y = torch.randn(3000), (torch.rand(3000) < .5).float()
 for r in 'mean', 'none':
     same(lambda z: ll.binary_cross_entropy_with_logits(z, y, reduction=r).sum(), z)
