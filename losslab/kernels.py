@@ -551,16 +551,17 @@ def _compute(into, formula, outs, grad, *args):
 
 def _gather(into, values):
     if into is not None: return into.copy_(values)
-    # a compiled sum adds one number after the other, PyTorch's own adds pairs
-    kind = torch.double if torch.compiler.is_compiling() else None
-    return values.sum(1, keepdim=True, dtype=kind)
+    long = torch.compiler.is_compiling() and values.shape[1] > 4096 # without pairwise sums
+    return values.sum(1, keepdim=True, dtype=torch.double if long else None)
 
 # %% ../nbs/scale/72_kernels.ipynb #60deb0be
 def _bce(outs, grad, z, y):
     u = z.abs().neg_().exp_()
     h = torch.ge(z, 0, out=torch.empty_like(z))
     rest = h - y
-    if outs: torch.addcmul(rest, u/(1 + u), h - .5, value=-2, out=outs[0]).mul_(grad)
+    if outs:
+        q = torch.div(u, torch.add(u, 1, out=outs[0]), out=outs[0])
+        torch.addcmul(rest, q, h.sub_(.5), value=-2, out=q).mul_(grad)
     return _log1p(u).addcmul_(z, rest)
 
 def _log1p(u):
