@@ -241,7 +241,8 @@ def _put_labels(x, index, shares, sums, h, o, grad, out):
     if isinstance(a, Tensor): a = a.expand(n, c, m).gather(1, index)
     w = sums.picked.exp()
     _slopes(w, scores, a, first, sums, h, o, grad, w)
-    out.scatter_(1, index, w.to(out.dtype))
+    row, place = (torch.arange(o, device=x.device) for o in (n, m))
+    out.index_put_((row.view(n, 1, 1), index, place), w.to(out.dtype))
     return sums
 
 # %% ../nbs/scale/72_kernels.ipynb #5ee7a9a7
