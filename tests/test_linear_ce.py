@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 import losslab as ll
 from losslab import linear_ce as m
 from losslab.bench import Alive
-from losslab.core import backend
 
 double = torch.float64
 BLOCKS = 'rows', 'vocabulary'
@@ -311,7 +310,7 @@ def test_labels_that_change_before_the_backward_pass(blocks):
     "That is noticed, or it changes nothing"
     hidden, weight, y = torch.randn(6, 5, requires_grad=True), torch.randn(40, 5), torch.randint(1, 40, (6,))
     def loss_fn(): return ll.linear_cross_entropy(hidden, weight, y, blocks=blocks, reduction='none').sum()
-    with backend('fused'):
+    with ll.backend('fused'):
         expected, = torch.autograd.grad(loss_fn(), hidden)
         loss = loss_fn()
         y.zero_()
