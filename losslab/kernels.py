@@ -572,7 +572,8 @@ def _log1p(u):
 def _series(u):
     r = u/(2 + u)
     q, more = r.square(), torch.zeros_like(r)
-    for i in range(8 if u.dtype == torch.float32 else 16, 0, -1): more = (more + 1/(2*i+1))*q
+    terms = 8 if u.dtype == torch.float32 else 16
+    for i in range(terms, 0, -1): more = (more + 1/(2*i+1))*q
     return 2*r + 2*r*more
 
 # %% ../nbs/scale/72_kernels.ipynb #e468184b
