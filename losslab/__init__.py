@@ -99,3 +99,4 @@ from losslab.pairs import (BatchTripletLoss, ContrastiveLoss, CosineEmbeddingLos
                            triplet_margin_loss, triplet_margin_with_distance_loss)
 from losslab.gpu import has_gpu_kernels
 from losslab.linear_ce import LinearCrossEntropyLoss, LinearStats, linear_cross_entropy, plan_blocks
+from losslab.cpp import has_cpp_kernel

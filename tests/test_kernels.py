@@ -15,6 +15,7 @@ from losslab import kernels
 from losslab.bench import Alive
 from losslab.core import backend, compute, implementation
 from losslab.labels import read_labels
+from oracle import assert_unspoilt
 
 CLOSE = {torch.float64: dict(rtol=1e-11, atol=1e-12), torch.float32: dict(rtol=2e-5, atol=2e-6),
          torch.bfloat16: dict(rtol=1e-2, atol=1e-3), torch.float16: dict(rtol=1e-2, atol=1e-3)}
@@ -25,11 +26,6 @@ SHAPES = [((7, 5), 1), ((3, 33), 1), ((2, 5, 7), 1), ((2, 7, 5), -1), ((2, 90, 3
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch): monkeypatch.setattr(kernels, 'block_size', 64)
-
-
-@pytest.fixture
-def chosen():
-    with backend('fused'): yield
 
 
 @pytest.fixture
@@ -313,15 +309,10 @@ def test_one_input_that_follows_from_another():
 @pytest.mark.usefixtures('fused')
 @pytest.mark.parametrize('what', ['index', 'shares', 'weight', 'mask'])
 def test_labels_that_change_before_the_backward_pass(what):
-    "That is noticed, or it changes nothing"
     z, y, w, mask = torch.randn(4, 33, requires_grad=True), torch.tensor([0, 1, 2, 1]), torch.rand(33), torch.tensor([True, True, False, True])
     shares = torch.rand(4, 33).softmax(1)
     def loss_fn(): return ll.cross_entropy(z, shares if what == 'shares' else y, weight=w, mask=mask, reduction='none').sum()
-    expected, = torch.autograd.grad(loss_fn(), z)
-    loss = loss_fn()
-    dict(index=y, shares=shares, weight=w, mask=mask)[what].zero_()
-    try: assert torch.equal(torch.autograd.grad(loss, z)[0], expected) # it was copied
-    except RuntimeError as e: assert 'modified by an inplace operation' in str(e)
+    assert_unspoilt(loss_fn, z, dict(index=y, shares=shares, weight=w, mask=mask)[what])
 
 
 @pytest.mark.usefixtures('fused')
@@ -351,11 +342,13 @@ def test_targets_that_are_a_rounding_error_below_0():
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
 def test_slopes_of_confident_answers_keep_their_digits(dtype):
-    z = torch.cat([torch.linspace(-80, 80, 1001, dtype=dtype), torch.tensor([0., -0.], dtype=dtype)])
-    for y in (z > 0).to(dtype), (z < 0).to(dtype), torch.rand(1003, dtype=dtype), torch.full_like(z, 1e-9):
+    "Hard answers each of them; soft ones to a rounding error of 1, as the slope at 0 subtracts them"
+    z, eps = torch.cat([torch.linspace(-80, 80, 1001, dtype=dtype), torch.tensor([0., -0.], dtype=dtype)]), torch.finfo(dtype).eps
+    targets = ((z > 0).to(dtype), 0), ((z < 0).to(dtype), 0), (torch.rand(1003, dtype=dtype), 4*eps), (torch.full_like(z, 1e-9), 4*eps)
+    for y, atol in targets:
         def loss_fn(z): return ll.binary_cross_entropy_with_logits(z, y, reduction='sum')
         (_, found), (_, exact) = result('fused', loss_fn, z), result('reference', loss_fn, z.double())
-        assert_close(found.double(), exact, rtol=8*torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps*4*(0 < y.double().mean() < 1 and (y % 1).any()).item())
+        assert_close(found.double(), exact, rtol=8*eps, atol=atol)
 
 
 @pytest.mark.usefixtures('fused')
@@ -542,7 +535,7 @@ def test_blocks_without_labels_are_not_computed(monkeypatch):
     assert seen == [1]
 
 
-@pytest.mark.usefixtures('chosen')
+@pytest.mark.usefixtures('fused')
 def test_misuse_of_in_place():
     leaf, y = torch.randn(4, 33, requires_grad=True), torch.randint(33, (4,))
     with pytest.raises(ValueError, match='logits is a leaf'): ll.cross_entropy(leaf, y, inplace=True)
@@ -579,25 +572,19 @@ def both(fn, *inputs):
         yield loss.detach(), *torch.autograd.grad(loss, x)
 def same(fn, *inputs):
     for a, b in zip(*both(fn, *inputs)): assert_close(a, b, rtol=1e-5, atol=1e-7)
-z, y, shares = torch.randn(50, 70), torch.randint(70, (50,)), torch.rand(50, 70).softmax(1)
+z, y, shares = torch.randn(50, 70).double(), torch.randint(70, (50,)), torch.rand(50, 70).double().softmax(1)
 with FlopCounterMode(display=False), backend('fused'): ll.cross_entropy(z, y) # what watches must not spoil the rest
 everything = dict(weight=torch.rand(70), label_smoothing=.1, softcap=2., temperature=.5, z_loss=.2)
 smooth = dict(weight=torch.rand(70), label_smoothing=.1)
 for o in {}, everything:
     same(lambda z: ll.cross_entropy(z, y, **o), z)
-    for a, b in zip(*both(lambda z: ll.cross_entropy(z, y, **o), z.bfloat16())): assert_close(a, b, rtol=1e-2, atol=1e-4)
+    for a, b in zip(*both(lambda z: ll.cross_entropy(z, y, **o), z.half())): assert_close(a, b, rtol=1e-2, atol=1e-4)
+same(lambda z: ll.cross_entropy(z, y, softcap=2.), z.float())
 same(lambda z: ll.cross_entropy(z, shares, **smooth), z)
 for o in {}, smooth | dict(temperature=2.): same(lambda z: ll.cross_entropy(z*1, y, inplace=True, **o), z)
-frames = torch._dynamo.utils.counters['frames']
-for c in 2, 3, 5, 64: # few classes: compared with the label, and compiled for their number but for any number of rows
-    for n in 50, 60:
-        few, label, kinds = torch.randn(n, c), torch.randint(-1, c, (n,)), frames['total']
-        for o in {}, dict(weight=torch.rand(c), softcap=3.): same(lambda z: ll.cross_entropy(z, label, ignore_index=-1, **o), few)
-    assert frames['total'] == kinds, c
-same(lambda z: ll.cross_entropy(z*1, label, ignore_index=-1, inplace=True), few)
 for c in 5, 70:
-    pixels, places = torch.randn(2, c, 9), torch.randint(c, (2, 9))
-    same(lambda z: ll.cross_entropy(z, places, label_smoothing=.1), pixels)
+    pixels, places = torch.randn(2, c, 9).double(), torch.randint(-1, c, (2, 9))
+    for o in {}, dict(label_smoothing=.1), dict(inplace=True): same(lambda z: ll.cross_entropy(z*1, places, ignore_index=-1, **o), pixels)
 z[3, 5] = -torch.inf
 same(lambda z: ll.cross_entropy(z, y, label_smoothing=.1), z)
 z[3, 5], z[0, y[0]], w = 0, -torch.inf, torch.ones(70) # a deleted class is a label, which counts for nothing
@@ -620,8 +607,9 @@ for kind in torch.float32, torch.float64: # losses of confident answers keep the
     def losses(name):
         with backend(name): return ll.binary_cross_entropy_with_logits(z, (z > 0).to(kind), reduction='none')
     assert_close(losses('fused'), losses('reference'), rtol=4*torch.finfo(kind).eps, atol=0)
+frames = torch._dynamo.utils.counters['frames']
 assert frames['total'] == frames['ok'] > 8, frames
-print('compiled' if ll.kernels._compiled.on else 'blocks')
+print('compiled' if ll.kernels.compiled.on else 'blocks')
 """
 
 

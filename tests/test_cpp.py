@@ -1,0 +1,199 @@
+"The loop in C++ is the reference: values, gradients, odd sizes, odd numbers, labels out of range, no compiler"
+import itertools
+import math
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+import losslab as ll
+from losslab import cpp, kernels
+from losslab.core import backend, compute, implementation
+from losslab.labels import Labels, read_labels
+from oracle import assert_unspoilt
+
+pytestmark = pytest.mark.skipif(not shutil.which(os.environ.get('CXX', 'c++')), reason='needs a C++ compiler')
+CLOSE = {torch.float32: dict(rtol=2e-6, atol=2e-7), torch.bfloat16: dict(rtol=1e-2, atol=1e-6)}
+SHAPES = [((1, 1), 1), ((7, 5), 1), ((64, 64), 1), ((65, 64), 1), ((130, 3), 1), ((3, 65), 1), ((5, 2048), 1), ((3, 5000), 1),
+          ((2, 5, 7), 1), ((2, 7, 5), -1), ((2, 90, 64), 1), ((3, 130, 65), 1), ((2, 3, 4, 5), 2), ((1, 21, 9, 15), 1), ((6, 1, 3), 1), ((40,), 0)]
+OPTIONS = [{}, dict(weight=1), dict(label_smoothing=.1), dict(label_smoothing=1.), dict(weight=1, label_smoothing=.3), dict(temperature=2.), dict(z_loss=.1),
+           dict(weight=1, label_smoothing=.1, temperature=.5, z_loss=.2), dict(mask=1), dict(mask=1, sample_weight=1, weight=1, label_smoothing=.2)]
+
+
+@pytest.fixture(autouse=True)
+def in_cpp(monkeypatch):
+    monkeypatch.setattr(kernels.compiled, 'on', True)
+    with backend('fused'): yield
+
+
+def problem(shape, dim, options):
+    "Logits in double precision and float32 options; masked elements hold nan"
+    torch.manual_seed(0)
+    axis = dim % len(shape)
+    places, c = shape[:axis] + shape[axis+1:], shape[axis]
+    z, y, options = 3*torch.randn(shape).double(), torch.randint(c, places), options | dict(dim=dim)
+    if 'weight' in options: options['weight'] = torch.rand(c)
+    if 'sample_weight' in options: options['sample_weight'] = torch.rand(places)
+    if 'mask' in options:
+        options['mask'] = torch.rand(places) < .6
+        z = z.masked_fill(~options['mask'].unsqueeze(axis), torch.nan)
+    return z, y, options
+
+
+def serves(z, y, dim=1, **options): return implementation('cross_entropy', z, read_labels(y, z, dim % z.ndim), dim % z.ndim, **options) is cpp.cross_entropy_in_cpp
+
+
+def both(z, fn):
+    "Losses and gradients in C++, and by the formula in double precision"
+    for name, x in ('fused', z), ('reference', z.double()):
+        x = x.clone().requires_grad_()
+        with backend(name): loss = fn(x)
+        g = torch.linspace(1, 2, loss.numel()).view(loss.shape).to(loss)
+        yield loss.detach(), torch.autograd.grad((loss*g).sum(), x)[0]
+
+
+def assert_same(z, fn, **tolerance):
+    tolerance = tolerance or CLOSE[z.dtype]
+    (loss, grad), (exact, slope) = both(z, fn)
+    assert_close(loss.double(), exact, **CLOSE[torch.float32], equal_nan=True)
+    assert_close(grad.double(), slope, **tolerance, equal_nan=True)
+
+
+@pytest.mark.parametrize('dtype', CLOSE, ids=str)
+@pytest.mark.parametrize('shape,dim', SHAPES, ids=str)
+def test_every_option(shape, dim, dtype):
+    for options in OPTIONS:
+        z, y, options = problem(shape, dim, options)
+        z = z.to(dtype)
+        assert serves(z, y, dim)
+        assert_same(z, lambda x: ll.cross_entropy(x, y, reduction='none', **options))
+        for reduction in 'mean', 'sum':
+            assert_same(z, lambda x: ll.cross_entropy(x, y, reduction=reduction, **options))
+
+
+@pytest.mark.parametrize('dtype', CLOSE, ids=str)
+@pytest.mark.parametrize('shape,dim', SHAPES, ids=str)
+def test_in_place(shape, dim, dtype):
+    "The gradient is the same, bit for bit, and lies where the logits were, with elements that are not finite among them"
+    for options, odd in itertools.product(OPTIONS, (False, True)):
+        z, y, options = problem(shape, dim, options)
+        leaf = z.to(dtype)
+        if odd: leaf.view(-1)[-1] = -torch.inf
+        leaf.requires_grad_()
+        logits = leaf*1
+        place = logits.data_ptr()
+        expected, = torch.autograd.grad(ll.cross_entropy(leaf, y, reduction='sum', **options), leaf)
+        found, = torch.autograd.grad(ll.cross_entropy(logits, y, inplace=True, reduction='sum', **options), logits)
+        assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+        assert found.data_ptr() == place
+
+
+@pytest.mark.parametrize('c', [5, 65, 1000])
+@pytest.mark.parametrize('what', ['deleted', 'deleted label', 'all deleted', 'nan', 'inf', 'huge'])
+def test_numbers_that_are_odd(c, what):
+    z, y = torch.randn(70, c), torch.randint(1, c, (70,))
+    y[3] = 1
+    cases = {'deleted': (3, 0, -torch.inf), 'deleted label': (3, 1, -torch.inf), 'all deleted': (3, slice(None), -torch.inf),
+             'nan': (3, 0, torch.nan), 'inf': (3, 0, torch.inf), 'huge': (3, 0, 1e18)}
+    row, k, value = cases[what]
+    z[row, k] = value
+    for o in {}, dict(label_smoothing=.1), dict(weight=torch.arange(c)/c), dict(z_loss=.1):
+        assert_same(z, lambda x: ll.cross_entropy(x, y, reduction='none', **o))
+        assert_same(z.view(2, 35, c).mT.contiguous(), lambda x: ll.cross_entropy(x, y.view(2, 35), reduction='none', **o))
+
+
+@pytest.mark.parametrize('shape', [(9, 5), (9, 65), (9, 5, 3)], ids=str)
+@pytest.mark.parametrize('label', [-2, -2**40, 65, 2**40])
+def test_labels_that_do_not_exist(shape, label):
+    "Nothing is read for them, and the reference says so"
+    z, index = torch.randn(shape).requires_grad_(), torch.zeros(shape[:1] + shape[2:], dtype=torch.long)
+    index.view(-1)[-1] = label
+    with pytest.raises(IndexError, match='out of bounds'): compute('cross_entropy', z, Labels(index, None, None, None), 1)
+
+
+@pytest.mark.parametrize('c', [10, 70, 1000, 30_000])
+def test_confident_rows_keep_a_small_loss(c):
+    "To a few rounding errors of 1, as PyTorch's"
+    z, y = torch.randn(200, c), torch.randint(c, (200,))
+    z[torch.arange(200), y] += torch.linspace(5, 20, 200) + math.log(c)
+    (loss, _), (exact, _) = both(z, lambda x: ll.cross_entropy(x, y, reduction='none'))
+    theirs = F.cross_entropy(z, y, reduction='none')
+    assert (loss - exact).abs().max() < 4*max(torch.finfo(torch.float32).eps, (theirs - exact).abs().max())
+
+
+def test_sums_of_many_small_numbers():
+    "A row of a large vocabulary, against double precision"
+    z, y = torch.randn(3, 200_001), torch.tensor([0, 5, 200_000])
+    (loss, grad), (exact, slope) = both(z, lambda x: ll.cross_entropy(x, y, label_smoothing=.1, reduction='none'))
+    assert_close(loss.double(), exact, rtol=2e-7, atol=0)
+    assert_close(grad.double(), slope, rtol=3e-6, atol=1e-12)
+
+
+def test_threads():
+    "More cores change no bit"
+    n = torch.get_num_threads()
+    for shape in (40, 3000), (300, 7), (2, 21, 300):
+        z, y = torch.randn(shape), torch.randint(shape[1], shape[:1] + shape[2:])
+        found = []
+        try:
+            for k in 1, 2, 3:
+                torch.set_num_threads(k)
+                found.append(next(both(z, lambda x: ll.cross_entropy(x, y, reduction='none'))))
+        finally: torch.set_num_threads(n)
+        for a, b in itertools.product(found[:1], found[1:]): assert all(map(torch.equal, a, b))
+
+
+def test_derivatives():
+    "Twice backward, of a gradient, forward mode, functions of functions"
+    z, y = torch.randn(6, 70), torch.randint(70, (6,))
+    def fn(x): return ll.cross_entropy(x, y, label_smoothing=.1)
+    leaf = z.requires_grad_()
+    loss = fn(leaf)
+    first, second = (torch.autograd.grad(loss, leaf, retain_graph=True)[0] for _ in range(2))
+    assert_close(first, second)
+    assert_close(torch.autograd.grad(fn(leaf), leaf, create_graph=True)[0], first)
+    for other in torch.func.grad(fn)(z.detach()), torch.autograd.grad(torch.compile(fn, backend='eager')(leaf), leaf)[0]: assert_close(other, first)
+    direction = torch.randn(6, 70)
+    assert_close(torch.func.jvp(fn, (z.detach(),), (direction,))[1], (first*direction).sum())
+    with torch.no_grad(): assert_close(fn(leaf), loss)
+
+
+def test_labels_and_weights_that_change():
+    z, y, w = torch.randn(70, 33, requires_grad=True), torch.randint(1, 33, (70,)), torch.rand(33)
+    for read in y, w: assert_unspoilt(lambda: ll.cross_entropy(z, y, weight=w, reduction='none').sum(), z, read)
+
+
+def test_where_it_serves(monkeypatch):
+    z, y = torch.randn(8, 40), torch.randint(40, (8,))
+    assert serves(z, y) and serves(z.bfloat16(), y) and serves(z.view(2, 4, 40).mT.contiguous(), y.view(2, 4))
+    assert not serves(z.double(), y) and not serves(z.half(), y) and not serves(z, z.softmax(1)) and not serves(z, y, softcap=3.)
+    assert not serves(z, y, temperature=torch.tensor(2.)) and not serves(z.T.contiguous().T, y) and not serves(torch.zeros(1, 1025, 2), torch.zeros(1, 2).long())
+    with backend('auto'):
+        for n, c in (2**12, 2**7), (2**12, 8): assert [serves(torch.zeros(k, c), torch.zeros(k).long()) for k in (n, n-1)] == [True, False]
+    monkeypatch.setattr(kernels.compiled, 'on', False)
+    assert not serves(z, y)
+
+
+@pytest.mark.parametrize('dtype', CLOSE, ids=str)
+def test_errors_are_not_above_pytorchs(dtype):
+    z, y = (3*torch.randn(300, 500)).to(dtype), torch.randint(500, (300,))
+    (loss, grad), (exact, slope) = both(z, lambda x: ll.cross_entropy(x, y))
+    x = z.clone().requires_grad_()
+    theirs = F.cross_entropy(x, y)
+    limit = 1 if dtype == torch.bfloat16 else 2 # in float32, both are a rounding error
+    assert (loss - exact).abs() <= limit*max((theirs - exact).abs(), torch.finfo(torch.float32).eps*exact)
+    assert (grad - slope).abs().max() <= limit*(torch.autograd.grad(theirs, x)[0] - slope).abs().max()
+
+
+@pytest.mark.parametrize('compiler', ['/none', 'false'])
+def test_without_a_compiler(compiler):
+    "One warning, and the same loss"
+    code = "import torch, losslab as ll\nll.compile_kernels()\nz, y = torch.randn(6000, 90), torch.randint(90, (6000,))\nfor _ in range(2): print(torch.allclose(ll.cross_entropy(z, y), torch.nn.functional.cross_entropy(z, y)))"
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=os.environ | dict(CXX=compiler))
+    assert done.stdout == 'True\nTrue\n', done.stderr[-3000:]
+    assert done.stderr.count('was not built') == 1
