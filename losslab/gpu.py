@@ -26,7 +26,7 @@ from .categorical import cross_entropy_values, read_class_weight, reduce_classes
 from .binary import binary_cross_entropy_values
 from .focal import sigmoid_focal_values
 from .kernels import check_overwritable
-from .linear_ce import Blocks
+from .linear_ce import Blocks, used_rows
 
 # %% ../nbs/scale/75_gpu.ipynb #eab85c86
 tl = SimpleNamespace(constexpr='constexpr') # until `triton.language` takes its place
@@ -56,6 +56,7 @@ def _squashed(x, softcap):
     t = softcap * tl.where(u < .25, near, (1 - e)/(1 + e))
     return tl.where(x == -float('inf'), x, tl.where(x < 0, -t, t))
 
+# %% ../nbs/scale/75_gpu.ipynb #84750bdf
 @_kernel
 def _scored(x, softcap, temperature):
     "What the softmax sees of raw logits: `float32`, capped, then divided"
@@ -94,6 +95,12 @@ def _row_loss(logits, stride, labels, mask, weight, loss, saved, n, n_classes, s
 
 # %% ../nbs/scale/75_gpu.ipynb #4d3a9f18
 @_kernel
+def _product(share, value):
+    "`share * value`, where a share of 0 removes an infinite value"
+    return share * tl.where(share == 0, tl.where(value == float('inf'), 0., value), value)
+
+# %% ../nbs/scale/75_gpu.ipynb #aa37f079
+@_kernel
 def _row_end(logits, row, labels, weight, loss, saved, n, n_classes, smoothing,
              softcap, temperature, z_loss, m, log_s, s, gap, total, many):
     "Put the loss of a row together, and keep what its gradient needs"
@@ -113,10 +120,23 @@ def _row_end(logits, row, labels, weight, loss, saved, n, n_classes, smoothing,
     tl.store(saved + row, tl.where(inside, m, float('nan')))
     tl.store(saved + n + row, s)
 
+# %% ../nbs/scale/75_gpu.ipynb #c36319a6
 @_kernel
-def _product(share, value):
-    "`share * value`, where a share of 0 removes an infinite value"
-    return share * tl.where(share == 0, tl.where(value == float('inf'), 0., value), value)
+def _spread(x, cols, row, weight, saved, n, width, smoothing):
+    "What smoothing gives to each possible class"
+    part = smoothing*tl.load(saved + 3*n + row, mask=width > 0, other=0.)
+    if weight is not None: part *= tl.load(weight + cols, mask=cols < width, other=0.)
+    return tl.where(x == -float('inf'), 0., part)
+
+# %% ../nbs/scale/75_gpu.ipynb #14e1f246
+@_kernel
+def _unscored(d, raw, softcap, temperature):
+    "From the gradient at what the softmax sees to the one at the raw logits"
+    if softcap is not None:
+        e = tl.exp(-2*tl.abs(raw / softcap))
+        d *= 4*e/((1 + e)*(1 + e))
+    if temperature is not None: d /= temperature
+    return d
 
 # %% ../nbs/scale/75_gpu.ipynb #73e6468e
 @_kernel
@@ -144,23 +164,6 @@ def _row_slope(logits, stride, labels, mask, weight, upstream, upstream_stride, 
     if smoothing is not None: d -= _spread(x, cols, row, weight, saved, n, width, smoothing)
     d = _unscored(d, raw.to(tl.float32), softcap, temperature)
     tl.store(grad + row*grad_stride + cols, g*d, mask=cols < n_classes)
-
-# %% ../nbs/scale/75_gpu.ipynb #593871f5
-@_kernel
-def _spread(x, cols, row, weight, saved, n, width, smoothing):
-    "What smoothing gives to each possible class"
-    part = smoothing*tl.load(saved + 3*n + row, mask=width > 0, other=0.)
-    if weight is not None: part *= tl.load(weight + cols, mask=cols < width, other=0.)
-    return tl.where(x == -float('inf'), 0., part)
-
-@_kernel
-def _unscored(d, raw, softcap, temperature):
-    "From the gradient at what the softmax sees to the one at the raw logits"
-    if softcap is not None:
-        e = tl.exp(-2*tl.abs(raw / softcap))
-        d *= 4*e/((1 + e)*(1 + e))
-    if temperature is not None: d /= temperature
-    return d
 
 # %% ../nbs/scale/75_gpu.ipynb #5d4ffa07
 def _prepare():
@@ -193,6 +196,10 @@ def class_rows(
     except RuntimeError: return None
 
 # %% ../nbs/scale/75_gpu.ipynb #34949825
+def _bytes(mask): return None if mask is None else mask.contiguous().view(torch.uint8)
+def _floats(weight): return None if weight is None else weight.detach().float().contiguous()
+
+# %% ../nbs/scale/75_gpu.ipynb #19ace3ff
 def row_losses(
     rows:Tensor, # (N, C) raw logits, contiguous along C
     index:Tensor, # (N,) int64
@@ -209,9 +216,6 @@ def row_losses(
         _row_loss[(n,)](rows, rows.stride(0), index.contiguous(), _bytes(mask), _floats(weight),
                         loss, saved, n, n_classes, *numbers, **block_of(n_classes))
     return loss, saved
-
-def _bytes(mask): return None if mask is None else mask.contiguous().view(torch.uint8)
-def _floats(weight): return None if weight is None else weight.detach().float().contiguous()
 
 # %% ../nbs/scale/75_gpu.ipynb #b235e7f6
 def row_slopes(
@@ -235,6 +239,18 @@ def row_slopes(
             rows, rows.stride(0), index.contiguous(), _bytes(mask), _floats(weight), grad,
             grad.stride(0), saved, n, out, out.stride(0), n_classes, *numbers, **block)
     return out
+
+# %% ../nbs/scale/75_gpu.ipynb #83c08d6e
+def _numbers(label_smoothing, softcap, temperature, z_loss):
+    "The options as a kernel takes them: None for what is off"
+    if softcap is not None: check_range('softcap', softcap, open_low=True)
+    check_range('temperature', temperature, open_low=True)
+    check_range('z_loss', z_loss)
+    pairs = (label_smoothing, 0), (softcap, math.inf), (temperature, 1), (z_loss, 0)
+    return tuple(None if o is None or o == none else float(o) for o, none in pairs)
+
+# %% ../nbs/scale/75_gpu.ipynb #24cb8907
+def _writable(rows): return rows.stride(0) >= rows.shape[1] or len(rows) <= 1
 
 # %% ../nbs/scale/75_gpu.ipynb #66400900
 class _RowLoss(torch.autograd.Function):
@@ -266,28 +282,7 @@ class _RowLoss(torch.autograd.Function):
         moved = logits.movedim(ctx.axis, -1)
         return out.view(moved.shape).movedim(-1, ctx.axis), *nothing
 
-# %% ../nbs/scale/75_gpu.ipynb #98176c91
-def _numbers(label_smoothing, softcap, temperature, z_loss):
-    "The options as a kernel takes them: None for what is off"
-    if softcap is not None: check_range('softcap', softcap, open_low=True)
-    check_range('temperature', temperature, open_low=True)
-    check_range('z_loss', z_loss)
-    pairs = (label_smoothing, 0), (softcap, math.inf), (temperature, 1), (z_loss, 0)
-    return tuple(None if o is None or o == none else float(o) for o, none in pairs)
-
-def _writable(rows): return rows.stride(0) >= rows.shape[1] or len(rows) <= 1
-
 # %% ../nbs/scale/75_gpu.ipynb #ba1d4341
-def has_gpu_kernels(
-    device:torch.device|str='cuda', # where the tensors are
-)->bool: # also True on a CPU under `TRITON_INTERPRET=1`
-    "Do the kernels run on `device`? The first call tries"
-    device = torch.device(device)
-    if device.type == 'cpu': return _interprets() and find_spec('triton') is not None
-    return device.type == 'cuda' and torch.cuda.is_available() and _tried(device)
-
-def _interprets(): return os.environ.get('TRITON_INTERPRET') == '1'
-
 @cache
 def _tried(device):
     "Does one row go through?"
@@ -300,11 +295,24 @@ def _tried(device):
         return False
     return True
 
-# %% ../nbs/scale/75_gpu.ipynb #bd80806f
-def _is_watched(*tensors):
-    "Does anything but reverse-mode autograd look at these tensors?"
-    return torch.jit.is_tracing() or watched(*tensors)
+# %% ../nbs/scale/75_gpu.ipynb #24e789de
+def _interprets(): return os.environ.get('TRITON_INTERPRET') == '1'
 
+def has_gpu_kernels(
+    device:torch.device|str='cuda', # where the tensors are
+)->bool: # also True on a CPU under `TRITON_INTERPRET=1`
+    "Do the kernels run on `device`? The first call tries"
+    device = torch.device(device)
+    if device.type == 'cpu': return _interprets() and find_spec('triton') is not None
+    return device.type == 'cuda' and torch.cuda.is_available() and _tried(device)
+
+# %% ../nbs/scale/75_gpu.ipynb #84b6c3fa
+_floating = torch.float32, torch.float16, torch.bfloat16
+
+def _has_bf16(t):
+    return t.device.type == 'cpu' or torch.cuda.get_device_capability(t.device) >= (8,0)
+
+# %% ../nbs/scale/75_gpu.ipynb #bd80806f
 def _servable(first, *others):
     "Plain tensors on one device that runs the kernels, of which only `first` learns"
     if torch.compiler.is_compiling(): return False
@@ -313,14 +321,9 @@ def _servable(first, *others):
     if any(type(o) not in (Tensor, nn.Parameter) or o.device != first.device
            for o in (first, *others)): return False
     if torch.is_grad_enabled() and any(o.requires_grad for o in others): return False
-    if _is_watched(first, *others) or first.dtype not in _floating: return False
+    if watched(first, *others) or first.dtype not in _floating: return False
     if first.dtype == torch.bfloat16 and not _has_bf16(first): return False
     return has_gpu_kernels(first.device)
-
-_floating = torch.float32, torch.float16, torch.bfloat16
-
-def _has_bf16(t):
-    return t.device.type == 'cpu' or torch.cuda.get_device_capability(t.device) >= (8,0)
 
 # %% ../nbs/scale/75_gpu.ipynb #e85547b9
 def _able(logits, labels, axis, weight=None, label_smoothing=0., softcap=None, temperature=1.,
@@ -332,6 +335,7 @@ def _able(logits, labels, axis, weight=None, label_smoothing=0., softcap=None, t
     if not plain or not (softcap is None or type(softcap) in (int, float)): return False
     return class_rows(logits, axis) is not None
 
+# %% ../nbs/scale/75_gpu.ipynb #9a6a87a2
 def _on_gpu(first, *args, **kwargs): return first.device.type == 'cuda'
 
 # %% ../nbs/scale/75_gpu.ipynb #62b03f83
@@ -354,6 +358,27 @@ def cross_entropy_on_gpu(
     return _RowLoss.apply(logits, labels, axis, weight, options, inplace)
 
 # %% ../nbs/scale/75_gpu.ipynb #ec28e561
+def _cut(rows, step): return [slice(i, i + step) for i in range(0, max(len(rows), 1), step)]
+
+# %% ../nbs/scale/75_gpu.ipynb #5cf84499
+def _linear_slopes(ctx, grad):
+    "Gradients of the rows, the matrix and the bias, block by block"
+    hidden, matrix, bias, index, mask, weight, *saved = ctx.saved_tensors
+    single = dict(dtype=torch.float32, device=hidden.device)
+    by_row, to_matrix, to_bias = torch.empty_like(hidden), None, None
+    if ctx.needs_input_grad[1]: to_matrix = torch.zeros(matrix.shape, **single)
+    if ctx.needs_input_grad[2]: to_bias = torch.zeros(bias.shape, **single)
+    for o, kept in zip(_cut(hidden, ctx.step), saved):
+        z = nn.functional.linear(hidden[o], matrix, bias)
+        row_slopes(grad[o], z, index[o], mask if mask is None else mask[o], weight,
+                   _numbers(*ctx.options), kept, z)
+        by_row[o] = z @ matrix
+        if to_matrix is not None: to_matrix += z.T @ hidden[o]
+        if to_bias is not None: to_bias += z.sum(0, dtype=torch.float32)
+    sums = to_matrix, to_bias
+    return by_row, *(o if o is None else o.to(matrix.dtype) for o in sums)
+
+# %% ../nbs/scale/75_gpu.ipynb #cf7a8494
 class _LinearRows(torch.autograd.Function):
     "Cross-entropy of each row of a linear layer, some rows at a time"
     @staticmethod
@@ -378,27 +403,7 @@ class _LinearRows(torch.autograd.Function):
             return cross_entropy_values(z, labels, 1, weight, *ctx.options)
         return *by_formula(formula, layer, grad, again), *(None,)*(8 - len(layer))
 
-def _cut(rows, step): return [slice(i, i + step) for i in range(0, max(len(rows), 1), step)]
-
-# %% ../nbs/scale/75_gpu.ipynb #5cf84499
-def _linear_slopes(ctx, grad):
-    "Gradients of the rows, the matrix and the bias, block by block"
-    hidden, matrix, bias, index, mask, weight, *saved = ctx.saved_tensors
-    single = dict(dtype=torch.float32, device=hidden.device)
-    by_row, to_matrix, to_bias = torch.empty_like(hidden), None, None
-    if ctx.needs_input_grad[1]: to_matrix = torch.zeros(matrix.shape, **single)
-    if ctx.needs_input_grad[2]: to_bias = torch.zeros(bias.shape, **single)
-    for o, kept in zip(_cut(hidden, ctx.step), saved):
-        z = nn.functional.linear(hidden[o], matrix, bias)
-        row_slopes(grad[o], z, index[o], mask if mask is None else mask[o], weight,
-                   _numbers(*ctx.options), kept, z)
-        by_row[o] = z @ matrix
-        if to_matrix is not None: to_matrix += z.T @ hidden[o]
-        if to_bias is not None: to_bias += z.sum(0, dtype=torch.float32)
-    sums = to_matrix, to_bias
-    return by_row, *(o if o is None else o.to(matrix.dtype) for o in sums)
-
-# %% ../nbs/scale/75_gpu.ipynb #cf7a8494
+# %% ../nbs/scale/75_gpu.ipynb #3a65cc57
 def _linear_able(hidden, linear_weight, target, *, linear_bias=None, target_probs=None,
                  return_stats=False, mask=None, weight=None, sample_weight=None,
                  label_smoothing=0., softcap=None, temperature=1., z_loss=0., blocks='auto',
@@ -410,10 +415,30 @@ def _linear_able(hidden, linear_weight, target, *, linear_bias=None, target_prob
     if not all(type(o) in (int, float) for o in plain): return False
     return _servable(*layer, target, mask, weight, sample_weight)
 
+# %% ../nbs/scale/75_gpu.ipynb #93787f2c
 def _linear_wins(hidden, linear_weight, *args, **kwargs):
     return _on_gpu(hidden) and hidden[...,0].numel()*len(linear_weight) >= 2**20
 
-# %% ../nbs/scale/75_gpu.ipynb #3a65cc57
+# %% ../nbs/scale/75_gpu.ipynb #21e364a5
+def _as_autocast(*tensors):
+    "What a linear layer would see under autocast"
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind): return tensors
+    return [o if o is None else o.to(torch.get_autocast_dtype(kind)) for o in tensors]
+
+# %% ../nbs/scale/75_gpu.ipynb #7096397c
+def _read_rows(hidden, n_classes, target, weight, sample_weight, ignore_index, mask):
+    "`Labels`, weights of classes and rows, and which rows can change the loss"
+    like = hidden.new_zeros(()).expand(*hidden.shape[:-1], n_classes)
+    axis = like.ndim-1
+    check_elementwise('sample_weight', sample_weight, element_shape(like, axis))
+    labels = read_labels(target, like, axis, ignore_index, mask)
+    if sample_weight is not None:
+        sample_weight = keep(sample_weight.to(share_dtype(like)), labels.mask)
+    used = used_rows(labels.mask, sample_weight, hidden)
+    return labels, read_class_weight(weight, like, axis), sample_weight, used
+
+# %% ../nbs/scale/75_gpu.ipynb #9bc9552a
 @implements('linear_cross_entropy', able=_linear_able, wins=_linear_wins)
 def linear_cross_entropy_on_gpu(
     hidden:Tensor, # (..., D)
@@ -438,14 +463,9 @@ def linear_cross_entropy_on_gpu(
     "Cross entropy of a linear layer by Triton kernels, some rows of logits at a time"
     check_range('label_smoothing', label_smoothing, 0, 1)
     hidden, *layer = _as_autocast(hidden, linear_weight, linear_bias)
-    like = hidden.new_zeros(()).expand(*hidden.shape[:-1], len(linear_weight))
-    shape, axis = element_shape(like, like.ndim-1), like.ndim-1
-    check_elementwise('sample_weight', sample_weight, shape)
-    labels = read_labels(target, like, axis, ignore_index, mask)
-    weight, used = read_class_weight(weight, like, axis), labels.mask
-    if sample_weight is not None:
-        sample_weight = keep(sample_weight.to(share_dtype(like)), labels.mask)
-        used = sample_weight != 0
+    labels, weight, sample_weight, used = _read_rows(
+        hidden, len(linear_weight), target, weight, sample_weight, ignore_index, mask)
+    shape = hidden.shape[:-1]
     if used is not None: hidden, used = keep(hidden, used.unsqueeze(-1)), used.reshape(-1)
     rows = hidden.reshape(-1, hidden.shape[-1])
     step = max(1, int(budget*len(rows)))
@@ -453,14 +473,8 @@ def linear_cross_entropy_on_gpu(
     with torch.autocast(hidden.device.type, enabled=False):
         values = _LinearRows.apply(rows, *layer, labels.index.reshape(-1), used, weight,
                                    options, step)
-    return reduce_classes(values.view(shape), labels, axis, weight, sample_weight, reduction,
-                          normalizer)
-
-def _as_autocast(*tensors):
-    "What a linear layer would see under autocast"
-    kind = tensors[0].device.type
-    if not torch.is_autocast_enabled(kind): return tensors
-    return [o if o is None else o.to(torch.get_autocast_dtype(kind)) for o in tensors]
+    return reduce_classes(values.view(shape), labels, len(shape), weight, sample_weight,
+                          reduction, normalizer)
 
 # %% ../nbs/scale/75_gpu.ipynb #7c58b3c1
 @_kernel
@@ -470,11 +484,13 @@ def _log1p(u):
     d = w - 1
     return tl.where(d == 0, u, tl.log(w)*(u/tl.where(d == 0, 1., d)))
 
+# %% ../nbs/scale/75_gpu.ipynb #f43572e1
 @_kernel
 def _surprises(z, both):
     "Minus the logarithm of the probability of yes, and of no"
     return tl.maximum(-z, 0.) + both, tl.maximum(z, 0.) + both
 
+# %% ../nbs/scale/75_gpu.ipynb #cced2d59
 @_kernel
 def _weighed(share, factor, weight, period, at, inside):
     "`share` times a number and a tensor that repeats, as far as there are any"
@@ -534,6 +550,15 @@ def repeating(
     part = weight.detach()[(0,)*first].float().contiguous()
     return None, part, part.numel()
 
+# %% ../nbs/scale/75_gpu.ipynb #1f10cf06
+def _launch(kernel, z, y, yes, no, places, gamma, block=1024):
+    "Run a kernel over all answers"
+    n, gamma = z.numel(), gamma or None
+    if not n: return
+    with torch.cuda.device_of(z):
+        kernel[(-(-n//block),)](z.contiguous(), y.detach().contiguous(), *repeating(yes),
+                                *repeating(no), *places, n, gamma, BLOCK=block)
+
 # %% ../nbs/scale/75_gpu.ipynb #0980fabb
 class _AnswerLoss(torch.autograd.Function):
     "Loss of yes-or-no answers by kernels; higher derivatives by `formula`"
@@ -562,21 +587,13 @@ class _AnswerLoss(torch.autograd.Function):
         _launch(_answer_slope, z, y, yes, no, (grad, step, out), ctx.gamma)
         return out, *nothing
 
-# %% ../nbs/scale/75_gpu.ipynb #1f10cf06
-def _launch(kernel, z, y, yes, no, places, gamma, block=1024):
-    "Run a kernel over all answers"
-    n, gamma = z.numel(), gamma or None
-    if not n: return
-    with torch.cuda.device_of(z):
-        kernel[(-(-n//block),)](z.contiguous(), y.detach().contiguous(), *repeating(yes),
-                                *repeating(no), *places, n, gamma, BLOCK=block)
-
-# %% ../nbs/scale/75_gpu.ipynb #97cf2533
+# %% ../nbs/scale/75_gpu.ipynb #44ec1bd4
 def _answers_able(z, y, *weights):
     if not _servable(z, y, *weights) or y.dtype not in _floating: return False
     return all(o is None or type(o) in (int, float) or o.shape == z.shape
                for o in weights)
 
+# %% ../nbs/scale/75_gpu.ipynb #4814ba6b
 def _binary_able(z, y, pos_weight=None, axes=()): return _answers_able(z, y, pos_weight)
 
 @implements('binary_cross_entropy_with_logits', able=_binary_able, wins=_on_gpu)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from .core import (Loss, LossParts, Reduction, check_elementwise, check_floating,
                           check_option, check_range, check_same_shape, expand_weight,
-                          full_precision, keep, peek, reduce_elements, weigh)
+                          full_precision, keep, peek, reduce_elements, silence, weigh)
 from .labels import Labels, as_shares, class_axis, element_shape, ignored_labels
 from .categorical import read_classes
 from .binary import binary_cross_entropy_values, read_binary
@@ -63,6 +63,19 @@ def multi_margin_values(
     shares = labels.shares.movedim(axis, -1)
     return weigh(shares if weight is None else shares*weight, each).sum(-1)
 
+# %% ../nbs/classification/15_margin.ipynb #84100d77
+def _check_hinge(p, margin):
+    "Raise unless the options of a hinge are known"
+    check_option('p', p, (1, 2))
+    check_range('margin', margin, -float('inf'))
+
+# %% ../nbs/classification/15_margin.ipynb #9359eb78
+def _label_weight(labels, axis, weight):
+    "Weight of each label: that of its class, or the average over its shares"
+    if weight is None or labels.index is not None:
+        return None if weight is None else weight[labels.index]
+    return (labels.shares.movedim(axis, -1) * weight).sum(-1)
+
 # %% ../nbs/classification/15_margin.ipynb #f3d6a94d
 def multi_margin_loss(
     logits:Tensor, # (N, C, ...) or (C,) scores
@@ -88,19 +101,17 @@ def multi_margin_loss(
     return reduce_elements(loss, None, carried, sample_weight, labels.mask, labels.broken,
                            reduction, normalizer)
 
-# %% ../nbs/classification/15_margin.ipynb #9de435e1
-def _check_hinge(p, margin):
-    "Raise unless the options of a hinge are known"
-    check_option('p', p, (1, 2))
-    check_range('margin', margin, -float('inf'))
-
-def _label_weight(labels, axis, weight):
-    "Weight of each label: that of its class, or the average over its shares"
-    if weight is None or labels.index is not None:
-        return None if weight is None else weight[labels.index]
-    return (labels.shares.movedim(axis, -1) * weight).sum(-1)
-
 # %% ../nbs/classification/15_margin.ipynb #f72cf31b
+def _sign_sentence(target, broken):
+    "What is wrong with the first label that is neither -1 nor 1"
+    where = tuple(broken.nonzero()[0].tolist())
+    value = target[where].item()
+    fix = f"if {value:g} marks elements without a label, use ignore_index={value:g}"
+    if value == 0: fix = "for labels 0 and 1 use 2*target - 1; for ties use ignore_index=0"
+    place = list(where) if where else ''
+    return f"target{place} is {value:g}, but labels are -1 or 1; {fix}"
+
+# %% ../nbs/classification/15_margin.ipynb #93a5f4c6
 def read_signs(
     target:Tensor, # (...) labels -1 and 1, any dtype
     scores:Tensor, # (...)
@@ -120,16 +131,13 @@ def read_signs(
     y = keep(y, counts)
     return y, None if peek(counts.all()) else counts, broken if wrong is None else None
 
-def _sign_sentence(target, broken):
-    "What is wrong with the first label that is neither -1 nor 1"
-    where = tuple(broken.nonzero()[0].tolist())
-    value = target[where].item()
-    fix = f"if {value:g} marks elements without a label, use ignore_index={value:g}"
-    if value == 0: fix = "for labels 0 and 1 use 2*target - 1; for ties use ignore_index=0"
-    place = list(where) if where else ''
-    return f"target{place} is {value:g}, but labels are -1 or 1; {fix}"
-
 # %% ../nbs/classification/15_margin.ipynb #161f7fd3
+def _kept(scores, counts, sample_weight):
+    "`scores` with 0 where the mask, or a weight of 0, hides what is no number"
+    check_elementwise('sample_weight', sample_weight, scores.shape)
+    return silence(keep(scores, counts), sample_weight)
+
+# %% ../nbs/classification/15_margin.ipynb #58da2792
 def hinge_loss(
     logits:Tensor, # (...) scores of class 1
     target:Tensor, # (...) -1 or 1, the shape of `logits`
@@ -151,11 +159,14 @@ def hinge_loss(
     return reduce_elements((margin - y*z).relu().pow(p), None, None, sample_weight, counts,
                            broken, reduction, normalizer)
 
-def _kept(scores, counts, sample_weight):
-    "`scores` with 0 where the mask, or a weight of 0, takes an element out"
-    check_elementwise('sample_weight', sample_weight, scores.shape)
-    scores = keep(scores, counts)
-    return scores if sample_weight is None else keep(scores, sample_weight != 0)
+# %% ../nbs/classification/15_margin.ipynb #f49b5586
+def _list_sentence(listed, wrong, n, is_list):
+    "What is wrong with the first entry that is no label"
+    where = tuple(wrong.nonzero()[0].tolist())
+    value = listed[where].item()
+    row = f"target holds {value:g} in row {list(where[:-1])}, but "
+    if is_list: return row + f"labels are 0 to {n-1}, and -1 ends a list"
+    return row + "answers are 0 or 1; class indices must be integers: target.long()"
 
 # %% ../nbs/classification/15_margin.ipynb #4cbdbdcc
 def read_label_lists(
@@ -183,15 +194,6 @@ def read_label_lists(
     counts = torch.zeros_like(before_end)
     return counts.scatter_add(-1, listed.clamp(0, n-1), before_end), broken
 
-# %% ../nbs/classification/15_margin.ipynb #f49b5586
-def _list_sentence(listed, wrong, n, is_list):
-    "What is wrong with the first entry that is no label"
-    where = tuple(wrong.nonzero()[0].tolist())
-    value = listed[where].item()
-    row = f"target holds {value:g} in row {list(where[:-1])}, but "
-    if is_list: return row + f"labels are 0 to {n-1}, and -1 ends a list"
-    return row + "answers are 0 or 1; class indices must be integers: target.long()"
-
 # %% ../nbs/classification/15_margin.ipynb #c5984196
 def multilabel_margin_loss(
     logits:Tensor, # (N, C, ...) or (C,) scores
@@ -210,11 +212,18 @@ def multilabel_margin_loss(
     check_elementwise('sample_weight', sample_weight, shape)
     z = full_precision(logits)
     counts, broken = read_label_lists(target, z, axis, mask)
-    used = mask if sample_weight is None else keep(sample_weight, mask) != 0
-    z = keep(z, None if used is None else used.unsqueeze(axis)).movedim(axis, -1)
+    z = keep(z, None if mask is None else mask.unsqueeze(axis))
+    z = silence(z, None if sample_weight is None else sample_weight.unsqueeze(axis))
+    z = z.movedim(axis, -1)
     each = hinges(z.unsqueeze(-2), z.unsqueeze(-1), (counts > 0).unsqueeze(-2))
     return reduce_elements(weigh(counts, each).sum(-1), None, None, sample_weight, mask,
                            broken, reduction, normalizer)
+
+# %% ../nbs/classification/15_margin.ipynb #e15f2834
+def _class_mean(values, known, axis):
+    "Mean over the classes whose answer is known"
+    if known is None: return values.mean(axis)
+    return keep(values, known).sum(axis) / known.sum(axis).clamp(min=1)
 
 # %% ../nbs/classification/15_margin.ipynb #f8275029
 def multilabel_soft_margin_loss(
@@ -246,12 +255,6 @@ def multilabel_soft_margin_loss(
                            sample_weight, None if known is None else known.any(axis),
                            None if broken is None else broken.any(axis), reduction,
                            normalizer)
-
-# %% ../nbs/classification/15_margin.ipynb #e15f2834
-def _class_mean(values, known, axis):
-    "Mean over the classes whose answer is known"
-    if known is None: return values.mean(axis)
-    return keep(values, known).sum(axis) / known.sum(axis).clamp(min=1)
 
 # %% ../nbs/classification/15_margin.ipynb #8ad60a99
 def margin_ranking_loss(

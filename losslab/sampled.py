@@ -37,7 +37,7 @@ from torch import Tensor
 from .core import (Loss, LossParts, Reduction, check_elementwise, check_floating,
                           check_option, check_range, check_reduction, check_whole,
                           double_precision, full_precision, keep, peek, readable,
-                          reduce_elements, weigh)
+                          reduce_elements, silence, weigh)
 from .labels import _read_indices, ignored_labels
 from .logits import tempered
 from .binary import binary_cross_entropy_values
@@ -68,11 +68,40 @@ def _draw_unique(probs, n, generator):
     u = 1 - torch.rand(n, dtype=probs.dtype, device=probs.device, generator=generator)
     return classes, n + (u.log()/taken.log()).floor().sum()
 
+# %% ../nbs/scale/70_sampled.ipynb #d9ba1d54
 def _draw(probs, n, generator):
     "`n` classes with replacement"
     u = torch.rand(n, dtype=probs.dtype, device=probs.device, generator=generator)
     ends = probs.cumsum(0)
     return torch.searchsorted(ends, u*ends[-1], right=True).clamp(max=len(probs)-1)
+
+# %% ../nbs/scale/70_sampled.ipynb #23ad1a6a
+def _check_frequencies(name, values):
+    "Raise unless there is one number per class, none negative and one positive"
+    if not isinstance(values, Tensor):
+        kind = type(values).__name__
+        raise TypeError(f"{name} is a {kind}; it must be a tensor: torch.tensor({name})")
+    if values.ndim != 1 or not values.numel():
+        raise ValueError(f"{name} has shape {tuple(values.shape)}; it must have one number "
+                         "per class, (V,)")
+    fine = peek((values >= 0).all() & values.isfinite().all() & (values > 0).any())
+    if fine is False:
+        raise ValueError(f"{name} must be finite, not negative and not all 0; its smallest "
+                         f"entry is {values.min().item():g}, its largest "
+                         f"{values.max().item():g}")
+
+# %% ../nbs/scale/70_sampled.ipynb #56fb9826
+def _check_enough(num_sampled, num_possible):
+    if num_sampled <= num_possible: return
+    raise ValueError(f"num_sampled is {num_sampled}, but only {num_possible} classes "
+                     f"can be drawn without replacement; use num_sampled={num_possible} or less, "
+                     "or unique=False")
+
+# %% ../nbs/scale/70_sampled.ipynb #0e9f78f5
+def _on(probs, device):
+    "`probs` on `device`, in the largest precision that it has"
+    if probs.device == device: return probs
+    return probs.to(device, torch.float32 if device.type == 'mps' else torch.float64)
 
 # %% ../nbs/scale/70_sampled.ipynb #b39f99d7
 class Sampler:
@@ -107,32 +136,6 @@ class Sampler:
 
     def __repr__(self): return f'{type(self).__name__}({len(self.probs)} classes)'
 
-# %% ../nbs/scale/70_sampled.ipynb #93fc1ef3
-def _on(probs, device):
-    "`probs` on `device`, in the largest precision that it has"
-    if probs.device == device: return probs
-    return probs.to(device, torch.float32 if device.type == 'mps' else torch.float64)
-
-def _check_frequencies(name, values):
-    "Raise unless there is one number per class, none negative and one positive"
-    if not isinstance(values, Tensor):
-        kind = type(values).__name__
-        raise TypeError(f"{name} is a {kind}; it must be a tensor: torch.tensor({name})")
-    if values.ndim != 1 or not values.numel():
-        raise ValueError(f"{name} has shape {tuple(values.shape)}; it must have one number "
-                         "per class, (V,)")
-    fine = peek((values >= 0).all() & values.isfinite().all() & (values > 0).any())
-    if fine is False:
-        raise ValueError(f"{name} must be finite, not negative and not all 0; its smallest "
-                         f"entry is {values.min().item():g}, its largest "
-                         f"{values.max().item():g}")
-
-def _check_enough(num_sampled, num_possible):
-    if num_sampled <= num_possible: return
-    raise ValueError(f"num_sampled is {num_sampled}, but only {num_possible} classes "
-                     f"can be drawn without replacement; use num_sampled={num_possible} or less, "
-                     "or unique=False")
-
 # %% ../nbs/scale/70_sampled.ipynb #d318a595
 class LogUniformSampler(Sampler):
     "Draws class `k` about as often as 1/(k+1): Zipf's law, for classes sorted by frequency"
@@ -144,6 +147,7 @@ class LogUniformSampler(Sampler):
         self.probs = (1/(k+1)).log1p()/math.log1p(num_classes)
         self.num_possible = num_classes
 
+# %% ../nbs/scale/70_sampled.ipynb #32fcfd22
 class UniformSampler(Sampler):
     "Draws every class with the same probability"
     def __init__(self,
@@ -182,35 +186,18 @@ class FrequencySampler(Sampler):
         self._follow()
 
 # %% ../nbs/scale/70_sampled.ipynb #220518d2
-def read_hidden(
-    hidden:Tensor, # (..., D) features of each row
-    linear_weight:Tensor, # (V, D) one row per class
-    target:Tensor, # (...) true class of each row, or (..., T) several
-    linear_bias:Tensor|None, # (V,) added to the scores
-    sample_weight:Tensor|None, # (...) weight of each row
-    mask:Tensor|None, # (...) bool, True where a row counts
-    ignore_index:int|Iterable[int]|None, # labels that do not count
-)->tuple: # features, (..., T) labels, which labels count, which rows count, what is broken
-    "Check the arguments of a loss over a large output layer"
-    rows = _check_hidden(hidden, linear_weight, target, linear_bias)
-    check_elementwise('mask', mask, rows, is_mask=True)
-    check_elementwise('sample_weight', sample_weight, rows)
-    several = target.ndim > len(rows)
-    each = mask.unsqueeze(-1).expand(target.shape) if several and mask is not None else mask
-    target, counts, broken = _read_indices(target, len(linear_weight),
-                                           ignored_labels(ignore_index), each)
-    if not several:
-        target, counts, broken = (o if o is None else o.unsqueeze(-1) for o in (target,
-                                                                                counts,
-                                                                                broken))
-    if counts is not None: mask = counts.any(-1)
-    if broken is not None: broken = broken.any(-1)
-    h = full_precision(hidden)
-    if linear_weight.dtype == torch.float64: h = h.double()
-    if mask is not None: h = keep(h, mask.unsqueeze(-1))
-    if sample_weight is not None:
-        h = keep(h, ((sample_weight != 0) | h.isfinite().all(-1)).unsqueeze(-1))
-    return h, target, counts, mask, broken
+def _check_true(hidden, target, given):
+    "Raise unless `target` holds indices, one or several for each row"
+    if not isinstance(target, Tensor):
+        kind = type(target).__name__
+        raise TypeError(f"target is a {kind}; it must be a tensor: torch.as_tensor(target)")
+    rows, shape = tuple(hidden.shape[:-1]), tuple(target.shape)
+    if shape != rows and (shape[:-1] != rows or not shape or not shape[-1]):
+        raise ValueError(f"target has shape {shape}, but {given}, so it must be {rows}, "
+                         f"or {rows + ('T',)} with T true classes each".replace("'", ''))
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise TypeError(f"target has dtype {target.dtype}, but it must hold class indices: "
+                        "use target.long()")
 
 # %% ../nbs/scale/70_sampled.ipynb #c1881f55
 def _check_hidden(hidden, linear_weight, target, linear_bias):
@@ -232,42 +219,36 @@ def _check_hidden(hidden, linear_weight, target, linear_bias):
                          f"so it must be {tuple(linear_weight.shape[:1])}")
     return hidden.shape[:-1]
 
-def _check_true(hidden, target, given):
-    "Raise unless `target` holds indices, one or several for each row"
-    if not isinstance(target, Tensor):
-        kind = type(target).__name__
-        raise TypeError(f"target is a {kind}; it must be a tensor: torch.as_tensor(target)")
-    rows, shape = tuple(hidden.shape[:-1]), tuple(target.shape)
-    if shape != rows and (shape[:-1] != rows or not shape or not shape[-1]):
-        raise ValueError(f"target has shape {shape}, but {given}, so it must be {rows}, "
-                         f"or {rows + ('T',)} with T true classes each".replace("'", ''))
-    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        raise TypeError(f"target has dtype {target.dtype}, but it must hold class indices: "
-                        "use target.long()")
-
 # %% ../nbs/scale/70_sampled.ipynb #e8984dc3
-def draw_classes(
-    sampled:tuple|None, # `Sampled`, or a pair like it; drawn here if None
-    num_sampled:int|None, # how many classes to draw
-    sampler:str|Callable, # `'log_uniform'`, `'uniform'` or a `Sampler`
-    unique:bool, # draw each class at most once?
-    generator:torch.Generator|None, # source of the randomness
-    hidden:Tensor, # (..., D) features, for their device and shape
-    linear_weight:Tensor, # (V, D) one row per class
-)->Sampled: # classes and expected counts
-    "The classes that stand for all of them"
-    if sampled is None:
-        if num_sampled is None:
-            raise ValueError("num_sampled is None; say how many classes to draw, "
-                             "or give sampled=")
-        if not callable(sampler):
-            check_option('sampler', sampler, _samplers)
-            sampler = _samplers[sampler](len(linear_weight))
-        sampled = sampler(num_sampled, unique=unique, generator=generator,
-                          device=hidden.device)
-    return _check_sampled(sampled, hidden, linear_weight)
+def _read_true(target, num_classes, ignore_index, mask, several):
+    "Labels (..., T), which of them count, and what is broken"
+    if several and mask is not None: mask = mask.unsqueeze(-1).expand(target.shape)
+    found = _read_indices(target, num_classes, ignored_labels(ignore_index), mask)
+    return found if several else tuple(o if o is None else o.unsqueeze(-1) for o in found)
 
-_samplers = dict(log_uniform=LogUniformSampler, uniform=UniformSampler)
+# %% ../nbs/scale/70_sampled.ipynb #280a9bb4
+def read_hidden(
+    hidden:Tensor, # (..., D) features of each row
+    linear_weight:Tensor, # (V, D) one row per class
+    target:Tensor, # (...) true class of each row, or (..., T) several
+    linear_bias:Tensor|None, # (V,) added to the scores
+    sample_weight:Tensor|None, # (...) weight of each row
+    mask:Tensor|None, # (...) bool, True where a row counts
+    ignore_index:int|Iterable[int]|None, # labels that do not count
+)->tuple: # features, (..., T) labels, which labels count, which rows count, what is broken
+    "Check the arguments of a loss over a large output layer"
+    rows = _check_hidden(hidden, linear_weight, target, linear_bias)
+    check_elementwise('mask', mask, rows, is_mask=True)
+    check_elementwise('sample_weight', sample_weight, rows)
+    target, counts, broken = _read_true(target, len(linear_weight), ignore_index, mask,
+                                        target.ndim > len(rows))
+    if counts is not None: mask = counts.any(-1)
+    if broken is not None: broken = broken.any(-1)
+    h = full_precision(hidden)
+    if linear_weight.dtype == torch.float64: h = h.double()
+    if mask is not None: h = keep(h, mask.unsqueeze(-1))
+    h = silence(h, None if sample_weight is None else sample_weight.unsqueeze(-1))
+    return h, target, counts, mask, broken
 
 # %% ../nbs/scale/70_sampled.ipynb #9bbf734c
 def _check_sampled(sampled, hidden, linear_weight):
@@ -292,7 +273,37 @@ def _check_sampled(sampled, hidden, linear_weight):
         raise ValueError(f"sampled holds class {wrong}, but there are {n} classes")
     return Sampled(classes.long(), expected.detach())
 
+# %% ../nbs/scale/70_sampled.ipynb #37770b14
+_samplers = dict(log_uniform=LogUniformSampler, uniform=UniformSampler)
+
+def draw_classes(
+    sampled:tuple|None, # `Sampled`, or a pair like it; drawn here if None
+    num_sampled:int|None, # how many classes to draw
+    sampler:str|Callable, # `'log_uniform'`, `'uniform'` or a `Sampler`
+    unique:bool, # draw each class at most once?
+    generator:torch.Generator|None, # source of the randomness
+    hidden:Tensor, # (..., D) features, for their device and shape
+    linear_weight:Tensor, # (V, D) one row per class
+)->Sampled: # classes and expected counts
+    "The classes that stand for all of them"
+    if sampled is None:
+        if num_sampled is None:
+            raise ValueError("num_sampled is None; say how many classes to draw, "
+                             "or give sampled=")
+        if not callable(sampler):
+            check_option('sampler', sampler, _samplers)
+            sampler = _samplers[sampler](len(linear_weight))
+        sampled = sampler(num_sampled, unique=unique, generator=generator,
+                          device=hidden.device)
+    return _check_sampled(sampled, hidden, linear_weight)
+
 # %% ../nbs/scale/70_sampled.ipynb #3e1a76e4
+def _spread_over(by_class, target, classes):
+    "The entries of `by_class` for each candidate"
+    drawn = by_class[classes].expand(*target.shape[:-1], -1)
+    return torch.cat([by_class[target], drawn], -1)
+
+# %% ../nbs/scale/70_sampled.ipynb #d9f57e55
 def candidate_scores(
     hidden:Tensor, # (..., D) features
     linear_weight:Tensor, # (V, D) one row per class
@@ -310,12 +321,19 @@ def candidate_scores(
     if linear_bias is None: return z
     return z + _spread_over(linear_bias.to(z.dtype), target, classes)
 
-def _spread_over(by_class, target, classes):
-    "The entries of `by_class` for each candidate"
-    drawn = by_class[classes].expand(*target.shape[:-1], -1)
-    return torch.cat([by_class[target], drawn], -1)
-
 # %% ../nbs/scale/70_sampled.ipynb #cd79d2e5
+def _check_expected(expected, target, classes):
+    "Raise if a candidate is never expected: its correction would be infinite"
+    if not readable(expected): return
+    for name, index in ('a true', target), ('a sampled', classes):
+        never = ~(expected[index] > 0)
+        if peek(never.any()):
+            c = index[never][0].item()
+            raise ValueError(f"the expected count of class {c} is {expected[c].item():g}, but "
+                             f"it is {name} class; each needs a probability above 0: add 1 to "
+                             "its count, or use subtract_log_q=False")
+
+# %% ../nbs/scale/70_sampled.ipynb #27e5695c
 def read_candidates(
     hidden:Tensor, # (..., D) features, from `read_hidden`
     linear_weight:Tensor, # (V, D) one row per class
@@ -342,17 +360,6 @@ def read_candidates(
     out = torch.cat([~counts, hits & remove_accidental_hits], -1)
     shares = counts.to(z.dtype)/counts.sum(-1, keepdim=True).clamp(min=1)
     return z.masked_fill(out, -torch.inf), F.pad(shares, (0, len(classes)))
-
-def _check_expected(expected, target, classes):
-    "Raise if a candidate is never expected: its correction would be infinite"
-    if not readable(expected): return
-    for name, index in ('a true', target), ('a sampled', classes):
-        never = ~(expected[index] > 0)
-        if peek(never.any()):
-            c = index[never][0].item()
-            raise ValueError(f"the expected count of class {c} is {expected[c].item():g}, but "
-                             f"it is {name} class; each needs a probability above 0: add 1 to "
-                             "its count, or use subtract_log_q=False")
 
 # %% ../nbs/scale/70_sampled.ipynb #feca0f00
 def sampled_softmax_loss(
@@ -426,5 +433,6 @@ def nce_loss(
 class SampledSoftmaxLoss(Loss, fn=sampled_softmax_loss):
     "`sampled_softmax_loss` as a module: its options are given once, a call may override them"
 
+# %% ../nbs/scale/70_sampled.ipynb #8a2e208a
 class NCELoss(Loss, fn=nce_loss):
     "`nce_loss` as a module: its options are given once, a call may override them"

@@ -27,6 +27,20 @@ def assert_same(got, expected, note='', **tolerance):
         torch.testing.assert_close(a, b, msg=lambda m, i=i: f'{"gradient" if i else "value"} of {note}: {m}', **(tolerance or TIGHT))
 
 
+def assert_unspoilt(loss_fn, x, read):
+    "That `read` changes before the backward pass is noticed, or leaves the gradient of `x` alone, because it was copied"
+    expected, = torch.autograd.grad(loss_fn(), x)
+    loss = loss_fn()
+    read.zero_()
+    try: found, = torch.autograd.grad(loss, x)
+    except RuntimeError as e: assert 'modified by an inplace operation' in str(e)
+    else: assert torch.equal(found, expected)
+
+
+# of this process alone; `getrusage` would count what its parent held
+PEAK_GB = "next(int(o.split()[1]) for o in open('/proc/self/status') if o.startswith('VmHWM'))/2**20"
+
+
 def grid(**axes):
     "Every combination of the options, as dicts"
     for values in product(*axes.values()): yield dict(zip(axes, values))

@@ -138,6 +138,18 @@ def test_a_weight_of_0_is_silent(fn, sizes, fill, reduction):
 
 
 @every_loss
+@given(problems())
+def test_the_slope_in_a_weight_is_its_value(fn, sizes):
+    "Also of a weight of 0, which may be learned"
+    args, chosen, _ = problem(fn, **sizes)
+    chosen.pop('sample_weight', None)
+    values = fn(*args, reduction='none', **chosen)
+    weight = (torch.arange(values.numel(), dtype=torch.float64) % 3).view(values.shape).requires_grad_()
+    slope, = torch.autograd.grad(fn(*args, sample_weight=weight, reduction='none', **chosen).sum(), weight)
+    close(slope, values)
+
+
+@every_loss
 def test_labels_that_nobody_could_read(fn):
     "Where values cannot be looked at, a label out of range is nan in its own element and nowhere else"
     if fn.__name__ in WITHOUT_LABELS: return

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import losslab as ll
 from losslab import linear_ce as m
 from losslab.bench import Alive
+from oracle import assert_unspoilt
 
 double = torch.float64
 BLOCKS = 'rows', 'vocabulary'
@@ -307,12 +308,6 @@ def test_errors(says, backend):
 
 @pytest.mark.parametrize('blocks', ['rows', 'vocabulary'])
 def test_labels_that_change_before_the_backward_pass(blocks):
-    "That is noticed, or it changes nothing"
     hidden, weight, y = torch.randn(6, 5, requires_grad=True), torch.randn(40, 5), torch.randint(1, 40, (6,))
     def loss_fn(): return ll.linear_cross_entropy(hidden, weight, y, blocks=blocks, reduction='none').sum()
-    with ll.backend('fused'):
-        expected, = torch.autograd.grad(loss_fn(), hidden)
-        loss = loss_fn()
-        y.zero_()
-        try: assert torch.equal(torch.autograd.grad(loss, hidden)[0], expected)
-        except RuntimeError as e: assert 'modified by an inplace operation' in str(e)
+    with ll.backend('fused'): assert_unspoilt(loss_fn, hidden, y)
