@@ -66,6 +66,11 @@ def ratios(
     return {o: quartiles([t/b for t,b in zip(times[o], times[base])]) for o in others}
 
 # %% ../nbs/scale/74_bench.ipynb #0fa65a8a
+def _finish():
+    "Wait until the GPU has done what it was told"
+    if torch.cuda.is_initialized(): torch.cuda.synchronize()
+
+# %% ../nbs/scale/74_bench.ipynb #ec636317
 def time_in_turns(
     candidates:dict, # name to a function without arguments
     rounds:int=9, # how often each one has its turn
@@ -86,11 +91,10 @@ def time_in_turns(
         for name,fn in candidates.items(): times[name].append(turn(fn, number[name]))
     return {name: t[1:] for name,t in times.items()}
 
-def _finish():
-    "Wait until the GPU has done what it was told"
-    if torch.cuda.is_initialized(): torch.cuda.synchronize()
-
 # %% ../nbs/scale/74_bench.ipynb #4b03b228
+def _memory_of(t): return t.untyped_storage()._cdata
+
+# %% ../nbs/scale/74_bench.ipynb #a0351b33
 class Alive(TorchDispatchMode):
     "Bytes of new tensors that are alive at once, beside those that are `known`"
     def __init__(self, *known):
@@ -124,8 +128,6 @@ class Alive(TorchDispatchMode):
         lives = [o for o in self.lives if o[1] < math.inf or o[3] not in given]
         changes = [(start,size) for start,_,size,_ in lives] + [(end,-size) for _,end,size,_ in lives]
         return max(accumulate(size for _,size in sorted(changes)), default=0)
-
-def _memory_of(t): return t.untyped_storage()._cdata
 
 # %% ../nbs/scale/74_bench.ipynb #540be7f5
 def peak_memory(
@@ -208,6 +210,7 @@ def _class_inputs(shape):
         return learning(z), torch.randint(0, shape[1], to, device=device, generator=g)
     return make
 
+# %% ../nbs/scale/74_bench.ipynb #a6823ec1
 def _answer_inputs(shape):
     "Logits and answers"
     def make(dtype, device, g):
@@ -222,6 +225,7 @@ def _latent_inputs(shape):
         return tuple(learning(o.clone()) for o in both)
     return make
 
+# %% ../nbs/scale/74_bench.ipynb #b7c20a13
 def _layer_inputs(rows, width, classes):
     "Hidden states, a weight and labels"
     def make(dtype, device, g):
@@ -248,7 +252,6 @@ def composed_linear(hidden, weight, target):
     return F.cross_entropy(F.linear(hidden, weight), target)
 
 # %% ../nbs/scale/74_bench.ipynb #8c32569f
-overwriting = 'losslab inplace', 'liger'
 _liger = 'liger_kernel.transformers.functional'
 
 def _peer(name, path, device):
@@ -257,11 +260,15 @@ def _peer(name, path, device):
     if device != 'cuda' or not find_spec(module.split('.')[0]): return {}
     return {name: getattr(import_module(module), function)}
 
+# %% ../nbs/scale/74_bench.ipynb #7c793798
+overwriting = 'losslab inplace', 'liger'
+
 def _class_ways(device):
     return {'torch': F.cross_entropy, 'losslab': cross_entropy,
             'losslab inplace': lambda z, y: cross_entropy(z, y, inplace=True),
             **_peer('liger', f'{_liger}.liger_cross_entropy', device)}
 
+# %% ../nbs/scale/74_bench.ipynb #a1e2cf0b
 def _layer_ways(device):
     ways = {'torch': composed_linear}
     if hasattr(F, 'linear_cross_entropy'):
@@ -273,7 +280,7 @@ def _layer_ways(device):
     liger = _peer('liger', f'{_liger}.liger_fused_linear_cross_entropy', device)
     return {**ways, **liger, **_peer('cut', 'cut_cross_entropy.linear_cross_entropy', device)}
 
-# %% ../nbs/scale/74_bench.ipynb #a1e2cf0b
+# %% ../nbs/scale/74_bench.ipynb #db53c176
 def _by_class(shape, device):
     return Case('cross_entropy', str(shape), _class_inputs(shape), _class_ways(device),
                 copy_floor)
@@ -282,6 +289,7 @@ def _by_layer(rows, width, classes, device):
     return Case('linear_cross_entropy', f'({rows}, {width}) x {classes}',
                 _layer_inputs(rows, width, classes), _layer_ways(device), product_floor)
 
+# %% ../nbs/scale/74_bench.ipynb #8a77c117
 def cases(
     quick:bool=False, # smaller ones
     device:str='cpu', # on which some ways exist
@@ -331,6 +339,7 @@ def _candidates(case, dtype, device, compiled):
     steps = {o: training_step(f, *own[o]) for o,f in ways.items()}
     return steps, inputs, [t for o in own.values() for t in o]
 
+# %% ../nbs/scale/74_bench.ipynb #a825fd8a
 def _check_equal(steps, title):
     "Raise unless all ways find the same loss; a peer that refuses these inputs is left out"
     found = {}
@@ -392,6 +401,7 @@ def _duration(seconds):
                       or o[1] == 'us')
     return f'{seconds/unit:.3g} {word}'
 
+# %% ../nbs/scale/74_bench.ipynb #63642f9c
 def report(
     result:dict, # from `compare`
 )->str: # a few lines
@@ -438,6 +448,7 @@ def _saved(file, kind):
                          "give another name")
     return {_key(o): o for o in held['results']}
 
+# %% ../nbs/scale/74_bench.ipynb #b7d6f2c3
 def _save(file, kind, result):
     "Add `result` to `file`, all or nothing"
     results = {**_saved(file, kind), _key(result): result}
@@ -461,13 +472,24 @@ def _measure(args, kind):
         print(report(result), flush=True)
         if args.save: _save(args.save, kind, result)
 
+# %% ../nbs/scale/74_bench.ipynb #93d76cc5
 def _measure_elsewhere(argv, compiled, large_pages):
     "The same in another process"
     env = {**os.environ, 'THP_MEM_ALLOC_ENABLE': '1'} if large_pages else None
     here = ['--here', 'compiled' if compiled else 'plain']
     subprocess.run([sys.executable, '-m', 'losslab.bench', *argv, *here], env=env, check=True)
 
-# %% ../nbs/scale/74_bench.ipynb #85b421ee
+# %% ../nbs/scale/74_bench.ipynb #152d7cce
+def _announce(kind):
+    "Say what the columns mean, and whether the machine is too busy"
+    print(f'Loss and gradient on {kind.get("gpu", kind["cpu"])}, {kind["threads"]} threads, '
+          f'torch {kind["torch"]}:\ntime as a multiple of torch, median (quartiles); '
+          'time; memory held', flush=True)
+    if kind.get('load', 0) > kind['cores']/2:
+        print(f"load {kind['load']} on {kind['cores']} cores: others work here, and the "
+              'ratios will scatter', file=sys.stderr)
+
+# %% ../nbs/scale/74_bench.ipynb #dfb3ffb0
 def main(
     argv:list|None=None, # arguments of the command line
 ):
@@ -486,15 +508,6 @@ def main(
     others = product([False, True][:1+args.large_pages], [False, True][:1+args.compile])
     for pages, fused in list(others)[1:]: _measure_elsewhere(argv[1:], fused, pages)
 
-def _announce(kind):
-    "Say what the columns mean, and whether the machine is too busy"
-    print(f'Loss and gradient on {kind.get("gpu", kind["cpu"])}, {kind["threads"]} threads, '
-          f'torch {kind["torch"]}:\ntime as a multiple of torch, median (quartiles); '
-          'time; memory held', flush=True)
-    if kind.get('load', 0) > kind['cores']/2:
-        print(f"load {kind['load']} on {kind['cores']} cores: others work here, and the "
-              'ratios will scatter', file=sys.stderr)
-
 # %% ../nbs/scale/74_bench.ipynb #2454ea84
 if __name__ == '__main__': main(['bench', *sys.argv[1:]])
 
@@ -504,6 +517,7 @@ _colors = {'losslab': 'loss', 'losslab inplace': 'prediction',
            'torch compiled': 'wrong', 'torch chunked': 'peer', 'liger': 'highlight',
            'cut': 'gradient'} # one for less memory
 
+# %% ../nbs/scale/74_bench.ipynb #9c5466bb
 def _rows(results, dtype, large_pages):
     "Title to the ratios of all ways, compiled ones included"
     rows = {}
@@ -513,6 +527,22 @@ def _rows(results, dtype, large_pages):
             row.update({**o['ratio'], **row})
     return rows
 
+# %% ../nbs/scale/74_bench.ipynb #c8607d88
+def _finish_axes(ax, rows, ways):
+    "Name rows, ways and the axis, which counts in doublings"
+    for w in ways: ax.plot([], [], 'o', ms=4, color=palette[_colors[w]], label=w)
+    ax.plot([], [], color=palette['baseline'], lw=3, label='floor')
+    ax.axvline(1, color=palette['baseline'], lw=1)
+    ax.set_xscale('log', base=2)
+    ax.xaxis.set_major_formatter(lambda x, _: f'{x:g}' if x >= 1 else f'1/{1/x:g}')
+    ax.set_yticks(range(len(rows)), ['\n'.join(o) if len(o[0]) > 13 else ' '.join(o)
+                                     for o in rows], fontsize=8)
+    ax.set(xlabel="time as a multiple of PyTorch's", ylim=(len(rows)-.4, -.6))
+    ax.grid(False, axis='y')
+    ax.legend(loc='lower center', bbox_to_anchor=(.4, 1), ncol=4, frameon=False, fontsize=8)
+    return ax
+
+# %% ../nbs/scale/74_bench.ipynb #1a544714
 def plot_ratios(
     results:list, # from `compare`
     dtype:str='float32', # of the inputs
@@ -531,17 +561,3 @@ def plot_ratios(
             ax.errorbar(mid, y, xerr=[[mid-low], [high-mid]], fmt='o', ms=4, lw=1.2,
                         color=palette[_colors[w]])
     return _finish_axes(ax, rows, ways)
-
-def _finish_axes(ax, rows, ways):
-    "Name rows, ways and the axis, which counts in doublings"
-    for w in ways: ax.plot([], [], 'o', ms=4, color=palette[_colors[w]], label=w)
-    ax.plot([], [], color=palette['baseline'], lw=3, label='floor')
-    ax.axvline(1, color=palette['baseline'], lw=1)
-    ax.set_xscale('log', base=2)
-    ax.xaxis.set_major_formatter(lambda x, _: f'{x:g}' if x >= 1 else f'1/{1/x:g}')
-    ax.set_yticks(range(len(rows)), ['\n'.join(o) if len(o[0]) > 13 else ' '.join(o)
-                                     for o in rows], fontsize=8)
-    ax.set(xlabel="time as a multiple of PyTorch's", ylim=(len(rows)-.4, -.6))
-    ax.grid(False, axis='y')
-    ax.legend(loc='lower center', bbox_to_anchor=(.4, 1), ncol=4, frameon=False, fontsize=8)
-    return ax

@@ -168,6 +168,23 @@ def binary_reliability(
     return _shaped(_sums(*rows, n_bins, binning, edges), per_class)
 
 # %% ../nbs/judging/84_calibration.ipynb #dbdf0db3
+def _check_classes(logits, target, from_logits, dim):
+    "Axis of the classes, if there are at least two"
+    axis, shape = class_axis(logits, dim), tuple(logits.shape)
+    check_option('from_logits', from_logits, (True, False))
+    answers = len(shape) == 1 and getattr(target, 'shape', None) == shape
+    if answers or shape[axis] == 1:
+        raise ValueError(f"logits has shape {shape}, which holds no classes to choose "
+                         "from; for yes-or-no answers use the binary_ function")
+    return axis
+
+# %% ../nbs/judging/84_calibration.ipynb #07957d69
+def _top(probs, shares, axis):
+    "Probability and truth of the answer, the first of the largest"
+    best = probs.argmax(axis, keepdim=True)
+    return [o.gather(axis, best).squeeze(axis) for o in (probs, shares)]
+
+# %% ../nbs/judging/84_calibration.ipynb #99ad239d
 def reliability(
     logits:Tensor, # (N, C, ...) or (C,) logits, or probabilities with `from_logits=False`
     target:Tensor, # (N, ...) class indices, or (N, C, ...) one-hot rows or shares
@@ -196,21 +213,6 @@ def reliability(
     else: p, happened = _top(p, happened, axis)
     rows = _as_rows(_counted(p, happened, *who), axis if per_class else None)
     return _shaped(_sums(*rows, n_bins, binning, edges), per_class)
-
-def _check_classes(logits, target, from_logits, dim):
-    "Axis of the classes, if there are at least two"
-    axis, shape = class_axis(logits, dim), tuple(logits.shape)
-    check_option('from_logits', from_logits, (True, False))
-    answers = len(shape) == 1 and getattr(target, 'shape', None) == shape
-    if answers or shape[axis] == 1:
-        raise ValueError(f"logits has shape {shape}, which holds no classes to choose "
-                         "from; for yes-or-no answers use the binary_ function")
-    return axis
-
-def _top(probs, shares, axis):
-    "Probability and truth of the answer, the first of the largest"
-    best = probs.argmax(axis, keepdim=True)
-    return [o.gather(axis, best).squeeze(axis) for o in (probs, shares)]
 
 # %% ../nbs/judging/84_calibration.ipynb #4147bb75
 Norm = Literal['expected', 'maximum', 'rms']
@@ -266,25 +268,7 @@ def _slope(beta, z, own, weight):
     first, second = mean[:,0] - own, (p*(z - mean)**2).sum(-1)
     return (weight*first).sum().item(), (weight*second).sum().item()
 
-def fit_temperature(
-    logits:Tensor, # (N, C, ...) unnormalised scores, held out from training
-    target:Tensor, # (N, ...) class indices, or (N, C, ...) one-hot rows or shares
-    *,
-    low:float=1e-3, # smallest temperature, returned if every answer is right
-    high:float=1e3, # largest temperature, returned if the logits are worse than none
-    sample_weight:Tensor|None=None, # (N, ...) weight of each element
-    mask:Tensor|None=None, # (N, ...) bool, True where an element counts
-    ignore_index:int|Iterable[int]|None=-100, # labels that do not count, one or several
-    dim:int=1, # axis of the classes
-)->Tensor: # scalar, float64
-    "Temperature with the smallest cross entropy of `logits / temperature`"
-    check_range('low', low, open_low=True)
-    check_range('high', high, low)
-    z, own, weight = _held_out(logits, target, sample_weight, mask, ignore_index, dim)
-    top = z.amax(-1)
-    if (own >= top).all(): return z.new_tensor(low if (z < top[:,None]).any() else 1.)
-    return z.new_tensor(1/_lowest(lambda beta: _slope(beta, z, own, weight), 1/high, 1/low))
-
+# %% ../nbs/judging/84_calibration.ipynb #ee75b4c9
 def _lowest(slope, left, right):
     "Where the derivative of a convex function is 0, between `left` and `right`"
     x = min(max(1., left), right)
@@ -314,3 +298,23 @@ def _held_out(logits, target, sample_weight, mask, ignore_index, dim):
     counts = (weight*total != 0) & ~((shares > 0) & torch.isneginf(z)).any(-1)
     z, shares, weight, total = (o[counts] for o in (z, shares, weight, total))
     return z, (shares*keep(z, shares > 0)).sum(-1)/total, weight*total
+
+# %% ../nbs/judging/84_calibration.ipynb #d134f8b8
+def fit_temperature(
+    logits:Tensor, # (N, C, ...) unnormalised scores, held out from training
+    target:Tensor, # (N, ...) class indices, or (N, C, ...) one-hot rows or shares
+    *,
+    low:float=1e-3, # smallest temperature, returned if every answer is right
+    high:float=1e3, # largest temperature, returned if the logits are worse than none
+    sample_weight:Tensor|None=None, # (N, ...) weight of each element
+    mask:Tensor|None=None, # (N, ...) bool, True where an element counts
+    ignore_index:int|Iterable[int]|None=-100, # labels that do not count, one or several
+    dim:int=1, # axis of the classes
+)->Tensor: # scalar, float64
+    "Temperature with the smallest cross entropy of `logits / temperature`"
+    check_range('low', low, open_low=True)
+    check_range('high', high, low)
+    z, own, weight = _held_out(logits, target, sample_weight, mask, ignore_index, dim)
+    top = z.amax(-1)
+    if (own >= top).all(): return z.new_tensor(low if (z < top[:,None]).any() else 1.)
+    return z.new_tensor(1/_lowest(lambda beta: _slope(beta, z, own, weight), 1/high, 1/low))

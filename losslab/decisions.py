@@ -347,6 +347,7 @@ def normalize(
 # %% ../nbs/judging/82_decisions.ipynb #fb4a97f6
 del precision, recall, f_score, balanced_accuracy # methods now, and the names are free
 
+# %% ../nbs/judging/82_decisions.ipynb #6330f752
 @delegates(confusion_matrix)
 def precision(
     logits:Tensor, # scores, or what `rule` takes
@@ -361,6 +362,7 @@ def precision(
     counted = confusion_matrix(logits, target, rule=rule, **options)
     return counted.precision(average, zero_division)
 
+# %% ../nbs/judging/82_decisions.ipynb #e5a13232
 @delegates(confusion_matrix)
 def recall(
     logits:Tensor, # scores, or what `rule` takes
@@ -375,7 +377,7 @@ def recall(
     counted = confusion_matrix(logits, target, rule=rule, **options)
     return counted.recall(average, zero_division)
 
-# %% ../nbs/judging/82_decisions.ipynb #6330f752
+# %% ../nbs/judging/82_decisions.ipynb #817b7b92
 @delegates(confusion_matrix)
 def f_score(
     logits:Tensor, # scores, or what `rule` takes
@@ -391,6 +393,7 @@ def f_score(
     counted = confusion_matrix(logits, target, rule=rule, **options)
     return counted.f_score(beta, average, zero_division)
 
+# %% ../nbs/judging/82_decisions.ipynb #ed71ed34
 @delegates(confusion_matrix)
 def balanced_accuracy(
     logits:Tensor, # scores, or what `rule` takes
@@ -466,13 +469,56 @@ def _marked(counts, wrong):
     return counts.masked_fill(wrong[:,None,None], sign)
 
 # %% ../nbs/judging/82_decisions.ipynb #b466d716
+def _check_cost(cost):
+    "The two costs, if they are two and not both nothing"
+    if not isinstance(cost, (tuple, list)) or len(cost) != 2:
+        raise TypeError(f"cost is {cost!r}; it must be a pair: (false alarm, missed yes)")
+    for o in cost: check_range('cost', o)
+    if not 0 < sum(cost) < math.inf:
+        raise ValueError(f"cost is {cost!r}; one of the two mistakes must cost something, "
+                         "and none may be infinite")
+    return cost
+
+def _mean_cost(matrix, alarm, miss):
+    "What an element costs on average"
+    c = _double(matrix)
+    return _divide(alarm*c[...,0,1] + miss*c[...,1,0], c.sum((-2,-1)), 0.)
+
+# %% ../nbs/judging/82_decisions.ipynb #e13417da
+_metrics = 'f_score', 'accuracy', 'balanced_accuracy', 'matthews'
+
+def _judge(metric, beta, cost):
+    "The function of a `ConfusionMatrix` to maximise"
+    if (metric is None) == (cost is None):
+        raise ValueError("name what is best: either metric='f_score' (or another, or a "
+                         "function) or cost=(false alarm, missed yes)")
+    check_range('beta', beta)
+    if beta != 1 and metric != 'f_score':
+        raise ValueError(f"beta is {beta}, but only metric='f_score' has one")
+    if cost is not None:
+        alarm, miss = _check_cost(cost)
+        return lambda m: -_mean_cost(m, alarm, miss)
+    if callable(metric): return metric
+    check_option('metric', metric, _metrics)
+    return lambda m: m.f_score(beta) if metric == 'f_score' else getattr(m, metric)()
+
+# %% ../nbs/judging/82_decisions.ipynb #4185acae
+def _judged(judge, matrix):
+    "One number per table"
+    value, shape = judge(matrix), tuple(matrix.counts.shape[:-2])
+    if not isinstance(value, Tensor) or value.shape != shape:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"metric returned {got} for counts of shape {shape + (2,2)}; it "
+                         f"must give one number per table, shape {shape}")
+    return double_precision(value)
+
+# %% ../nbs/judging/82_decisions.ipynb #48c56e68
 class Threshold(NamedTuple):
     "A threshold for `scores > threshold`, and what it reaches on the data it was chosen on"
     threshold:Tensor # scalar or (L,), in the units and the dtype of the scores
     value:Tensor # scalar or (L,), the metric or the mean cost
 
-_metrics = 'f_score', 'accuracy', 'balanced_accuracy', 'matthews'
-
+# %% ../nbs/judging/82_decisions.ipynb #d65a6baa
 def optimal_threshold(
     scores:Tensor, # (...) any scores, larger means yes
     target:Tensor, # (...) answers between 0 and 1, the shape of `scores`
@@ -497,46 +543,6 @@ def optimal_threshold(
     best = value.where(exists & ~value.isnan(), -torch.inf).argmax(0, keepdim=True)
     found = [o.gather(0, best)[0] for o in (t, value if cost is None else -value)]
     return Threshold(*(o[0] if axis is None else o for o in found))
-
-# %% ../nbs/judging/82_decisions.ipynb #9e41950f
-def _judge(metric, beta, cost):
-    "The function of a `ConfusionMatrix` to maximise"
-    if (metric is None) == (cost is None):
-        raise ValueError("name what is best: either metric='f_score' (or another, or a "
-                         "function) or cost=(false alarm, missed yes)")
-    check_range('beta', beta)
-    if beta != 1 and metric != 'f_score':
-        raise ValueError(f"beta is {beta}, but only metric='f_score' has one")
-    if cost is not None:
-        alarm, miss = _check_cost(cost)
-        return lambda m: -_mean_cost(m, alarm, miss)
-    if callable(metric): return metric
-    check_option('metric', metric, _metrics)
-    return lambda m: m.f_score(beta) if metric == 'f_score' else getattr(m, metric)()
-
-def _check_cost(cost):
-    "The two costs, if they are two and not both nothing"
-    if not isinstance(cost, (tuple, list)) or len(cost) != 2:
-        raise TypeError(f"cost is {cost!r}; it must be a pair: (false alarm, missed yes)")
-    for o in cost: check_range('cost', o)
-    if not 0 < sum(cost) < math.inf:
-        raise ValueError(f"cost is {cost!r}; one of the two mistakes must cost something, "
-                         "and none may be infinite")
-    return cost
-
-def _mean_cost(matrix, alarm, miss):
-    "What an element costs on average"
-    c = _double(matrix)
-    return _divide(alarm*c[...,0,1] + miss*c[...,1,0], c.sum((-2,-1)), 0.)
-
-def _judged(judge, matrix):
-    "One number per table"
-    value, shape = judge(matrix), tuple(matrix.counts.shape[:-2])
-    if not isinstance(value, Tensor) or value.shape != shape:
-        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"metric returned {got} for counts of shape {shape + (2,2)}; it "
-                         f"must give one number per table, shape {shape}")
-    return double_precision(value)
 
 # %% ../nbs/judging/82_decisions.ipynb #83abfe8e
 def bayes_threshold(

@@ -32,8 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .core import (Loss, LossParts, Reduction, add_up, check_range, compute,
-                          compute_elements, expand_weight, implements, keep, peek,
-                          reduce_elements, weigh)
+                          compute_elements, expand_weight, implements, keep, peek, weigh)
 from .logits import tempered
 from .labels import Labels, class_axis
 from .categorical import class_nll, read_class_weight, read_classes, reduce_classes

@@ -50,6 +50,7 @@ def check_embeddings(
     expected = {2: '(N, D), one vector per row', 3: '(N, M, D)'}[ndim]
     raise ValueError(f"{name} has shape {tuple(x.shape)}; it must have shape {expected}")
 
+# %% ../nbs/embedding/51_infonce.ipynb #3f777c52
 def check_ids(
     name:str, # argument as the user wrote it
     ids:Tensor|None, # what it got
@@ -129,6 +130,7 @@ def nce_values(
         scores, away = similarities(query, among.x), not_negatives(place, ids, among, own)
         if away is not None: scores = scores.masked_fill(away, -torch.inf)
         return cross_entropy(scores, place, mask=counts, reduction='none')
+    if not len(among.x): return query.sum(1)   # no rows, no values
     return in_blocks(block, (query, place, counts, ids, own), len(among.x), block_size)
 
 # %% ../nbs/embedding/51_infonce.ipynb #dde23e5c
@@ -149,12 +151,14 @@ def _ranks(n, like, gather, group):
     dist.all_reduce(sizes, group=group)
     return _Ranks(int(sizes[:rank].sum()), int(sizes[rank+1:].sum()), group)
 
+# %% ../nbs/embedding/51_infonce.ipynb #0c77ac70
 def _everyone(rows, ranks):
     "The rows of all processes, in their order; gradients come back to each"
     if ranks is None or rows is None: return rows
     before, after = (rows.new_zeros(n, *rows.shape[1:]) for n in ranks[:2])
     return _AllReduce.apply(torch.cat([before, rows, after]), ranks.group)
 
+# %% ../nbs/embedding/51_infonce.ipynb #268aecf0
 def _all_candidates(x, counts, ids, ranks):
     "`Candidates` from our rows and those of the other processes"
     if ranks is None: return Candidates(x, counts, ids)
@@ -177,6 +181,24 @@ def _reduce_rows(values, counts, sample_weight, reduction, normalizer, ranks):
     return parts.mean if normalizer is None else ratio(parts.total, normalizer)
 
 # %% ../nbs/embedding/51_infonce.ipynb #41fe5cb1
+def read_vectors(
+    x:Tensor, # (N, ..., D)
+    similarity:Similarity='cosine', # are lengths forgotten?
+    mask:Tensor|None=None, # (N,) bool, True where a row counts
+)->Tensor: # (N, ..., D)
+    "`x` in full precision, of length 1 for cosines, and 0 where masked"
+    check_option('similarity', similarity, get_args(Similarity))
+    x = full_precision(x)
+    if mask is not None: x = keep(x, mask.view(-1, *[1]*(x.ndim-1)))
+    return unit_rows(x) if similarity == 'cosine' else x
+
+# %% ../nbs/embedding/51_infonce.ipynb #ef767b21
+def _over(query, temperature):
+    "`query / temperature`, so that its similarities are logits"
+    check_range('temperature', temperature, open_low=True, tensor=True)
+    return tempered(query, temperature)
+
+# %% ../nbs/embedding/51_infonce.ipynb #f884a406
 class _Pairs(NamedTuple):
     "Two lists of rows that pair up: ours, and those of all processes"
     a:Tensor
@@ -188,6 +210,7 @@ class _Pairs(NamedTuple):
     ids:Tensor|None
     ranks:_Ranks|None
 
+# %% ../nbs/embedding/51_infonce.ipynb #8020b309
 def _read_pairs(names, a, b, ids, mask, sample_weight, similarity, gather, group):
     "Check the arguments of a loss over pairs; rows that do not count become zeros"
     check_floating(names[0], a)
@@ -203,21 +226,38 @@ def _read_pairs(names, a, b, ids, mask, sample_weight, similarity, gather, group
     every = (_all_candidates(o, mask, ids, ranks) for o in (a, b))
     return _Pairs(a, b, *every, place, mask, ids, ranks)
 
-def read_vectors(
-    x:Tensor, # (N, ..., D)
-    similarity:Similarity='cosine', # are lengths forgotten?
-    mask:Tensor|None=None, # (N,) bool, True where a row counts
-)->Tensor: # (N, ..., D)
-    "`x` in full precision, of length 1 for cosines, and 0 where masked"
-    check_option('similarity', similarity, get_args(Similarity))
-    x = full_precision(x)
-    if mask is not None: x = keep(x, mask.view(-1, *[1]*(x.ndim-1)))
-    return unit_rows(x) if similarity == 'cosine' else x
+# %% ../nbs/embedding/51_infonce.ipynb #44e38e6d
+def _read_negatives(negatives, pairs, similarity):
+    "Check negatives that the user gave, and read them like the other embeddings"
+    if negatives is None: return None
+    check_floating('negatives', negatives)
+    shape, (n, d) = tuple(negatives.shape), pairs.a.shape
+    if negatives.ndim not in (2, 3) or shape[-1] != d or shape[:-2] not in ((), (n,)):
+        raise ValueError(f"negatives has shape {shape}; for embeddings of shape {(n, d)} it must "
+                         f"be (M, {d}), shared by all queries, or ({n}, M, {d})")
+    mask = pairs.counts if negatives.ndim == 3 else None
+    return read_vectors(negatives, similarity, mask).to(pairs.a.dtype)
 
-def _over(query, temperature):
-    "`query / temperature`, so that its similarities are logits"
-    check_range('temperature', temperature, open_low=True, tensor=True)
-    return tempered(query, temperature)
+# %% ../nbs/embedding/51_infonce.ipynb #e8d36f23
+def _nce_of_pairs(query, pairs, negatives, in_batch, block_size):
+    "Cross-entropy of each query over its keys and negatives"
+    options = dict(counts=pairs.counts, ids=pairs.ids, block_size=block_size)
+    if not len(pairs.all_b.x): return query.sum(1)
+    if negatives is None and in_batch:
+        return nce_values(query, pairs.place, pairs.all_b, **options)
+    shared = None if negatives is None or negatives.ndim == 3 else negatives
+    def block(query, key, place, counts, ids, more):
+        if in_batch: scores = similarities(query, pairs.all_b.x)
+        else: scores, place = (query*key).sum(1, keepdim=True), torch.zeros_like(place)
+        away = not_negatives(place, ids, pairs.all_b) if in_batch else None
+        if away is not None: scores = scores.masked_fill(away, -torch.inf)
+        extra = [similarities(query, o) for o in (shared, more) if o is not None]
+        return cross_entropy(torch.cat([scores, *extra], 1), place, mask=counts,
+                             reduction='none')
+    own = negatives if shared is None else None
+    rows = query, pairs.b, pairs.place, pairs.counts, pairs.ids, own
+    width = len(pairs.all_b.x)*in_batch + (0 if negatives is None else negatives.shape[-2])
+    return in_blocks(block, rows, width, block_size)
 
 # %% ../nbs/embedding/51_infonce.ipynb #d82ad0aa
 def info_nce_loss(
@@ -246,37 +286,10 @@ def info_nce_loss(
     values = _nce_of_pairs(query, pairs, negatives, in_batch, block_size)
     return _reduce_rows(values, mask, sample_weight, reduction, normalizer, pairs.ranks)
 
-# %% ../nbs/embedding/51_infonce.ipynb #7c100250
-def _read_negatives(negatives, pairs, similarity):
-    "Check negatives that the user gave, and read them like the other embeddings"
-    if negatives is None: return None
-    check_floating('negatives', negatives)
-    shape, (n, d) = tuple(negatives.shape), pairs.a.shape
-    if negatives.ndim not in (2, 3) or shape[-1] != d or shape[:-2] not in ((), (n,)):
-        raise ValueError(f"negatives has shape {shape}; for embeddings of shape {(n, d)} it must "
-                         f"be (M, {d}), shared by all queries, or ({n}, M, {d})")
-    mask = pairs.counts if negatives.ndim == 3 else None
-    return read_vectors(negatives, similarity, mask).to(pairs.a.dtype)
-
-def _nce_of_pairs(query, pairs, negatives, in_batch, block_size):
-    "Cross-entropy of each query over its keys and negatives"
-    options = dict(counts=pairs.counts, ids=pairs.ids, block_size=block_size)
-    if not len(pairs.all_b.x): return query.sum(1)
-    if negatives is None and in_batch:
-        return nce_values(query, pairs.place, pairs.all_b, **options)
-    shared = None if negatives is None or negatives.ndim == 3 else negatives
-    def block(query, key, place, counts, ids, more):
-        if in_batch: scores = similarities(query, pairs.all_b.x)
-        else: scores, place = (query*key).sum(1, keepdim=True), torch.zeros_like(place)
-        away = not_negatives(place, ids, pairs.all_b) if in_batch else None
-        if away is not None: scores = scores.masked_fill(away, -torch.inf)
-        extra = [similarities(query, o) for o in (shared, more) if o is not None]
-        return cross_entropy(torch.cat([scores, *extra], 1), place, mask=counts,
-                             reduction='none')
-    own = negatives if shared is None else None
-    rows = query, pairs.b, pairs.place, pairs.counts, pairs.ids, own
-    width = len(pairs.all_b.x)*in_batch + (0 if negatives is None else negatives.shape[-2])
-    return in_blocks(block, rows, width, block_size)
+# %% ../nbs/embedding/51_infonce.ipynb #157525c4
+def _both(a, b):
+    "Two lists of candidates as one"
+    return Candidates(*(None if o is None else torch.cat([o, p]) for o, p in zip(a, b)))
 
 # %% ../nbs/embedding/51_infonce.ipynb #558c225f
 def nt_xent_loss(
@@ -301,15 +314,52 @@ def nt_xent_loss(
     first, second = pairs.place, pairs.place + n
     query = _over(torch.cat([pairs.a, pairs.b]), temperature)
     counts, ids = (None if o is None else o.repeat(2) for o in (mask, ids))
-    values = query.sum(1) if not n else nce_values(
-        query, torch.cat([second, first]), among, counts=counts, ids=ids,
-        own=torch.cat([first, second]), block_size=block_size)
+    values = nce_values(query, torch.cat([second, first]), among, counts=counts, ids=ids,
+                        own=torch.cat([first, second]), block_size=block_size)
     values = values.view(2, -1).mean(0)
     return _reduce_rows(values, mask, sample_weight, reduction, normalizer, pairs.ranks)
 
-def _both(a, b):
-    "Two lists of candidates as one"
-    return Candidates(*(None if o is None else torch.cat([o, p]) for o, p in zip(a, b)))
+# %% ../nbs/embedding/51_infonce.ipynb #2b1542f4
+def _read_labelled(x, target, mask, sample_weight, ignore_index, similarity):
+    "Check embeddings with labels: (N, V, D) vectors, one whole number each, and what counts"
+    check_floating('embeddings', x)
+    if target is not None and isinstance(target, Tensor) and x.shape[:1] != target.shape:
+        raise ValueError(f"target has shape {tuple(target.shape)} and embeddings has shape "
+                         f"{tuple(x.shape)}; it must hold one label per row, shape "
+                         f"{tuple(x.shape[:1])}")
+    check_embeddings('embeddings', x, 3 if x.ndim == 3 else 2)
+    if target is None and x.ndim == 2:
+        raise ValueError(f"target is None and embeddings has shape {tuple(x.shape)}: nothing "
+                         "belongs together; give labels, or several views (N, V, D)")
+    check_elementwise('mask', mask, x.shape[:1], is_mask=True)
+    check_elementwise('sample_weight', sample_weight, x.shape[:1])
+    check_ids('target', target, len(x))
+    ids = torch.arange(len(x), device=x.device) if target is None else target
+    for o in ignored_labels(ignore_index):
+        if target is not None: mask = ids != o if mask is None else mask & (ids != o)
+    x = read_vectors(x, similarity, mask)
+    return x if x.ndim == 3 else x.unsqueeze(1), ids, mask
+
+# %% ../nbs/embedding/51_infonce.ipynb #bd25a749
+def _supcon_values(query, counts, ids, among, ranks, variant, block_size):
+    "Loss of each row, and whether it has a positive at all"
+    me = torch.arange(len(query), device=query.device) + (ranks.before if ranks else 0)
+    if not len(among.x): return query.sum(-1), query.sum(-1)
+    def block(query, counts, ids, me):
+        away = not_negatives(me, None, among._replace(ids=None), me)
+        scores = similarities(query, among.x).masked_fill(away, -torch.inf)
+        positive = (ids.unsqueeze(1) == among.ids) & ~away
+        found = positive.any(1) if counts is None else positive.any(1) & counts
+        number = positive.sum(1).clamp(min=1).to(scores.dtype)
+        if variant == 'out':
+            shares = positive/number.unsqueeze(1)
+            loss = cross_entropy(scores, shares, mask=found, reduction='none')
+        else:
+            log_probs = keep(scores, found.unsqueeze(1)).log_softmax(1)
+            chosen = log_probs.masked_fill(~positive & found.unsqueeze(1), -torch.inf)
+            loss = keep(number.log() - chosen.logsumexp(1), found)
+        return torch.stack([loss, found.to(loss.dtype)])
+    return in_blocks(block, (query, counts, ids, me), len(among.x), block_size)
 
 # %% ../nbs/embedding/51_infonce.ipynb #caf5e412
 def supcon_loss(
@@ -343,48 +393,21 @@ def supcon_loss(
     values = values.view(n, views).mean(1)
     return _reduce_rows(values, counts, sample_weight, reduction, normalizer, ranks)
 
-# %% ../nbs/embedding/51_infonce.ipynb #ab67d12d
-def _read_labelled(x, target, mask, sample_weight, ignore_index, similarity):
-    "Check embeddings with labels: (N, V, D) vectors, one whole number each, and what counts"
-    check_floating('embeddings', x)
-    if target is not None and isinstance(target, Tensor) and x.shape[:1] != target.shape:
-        raise ValueError(f"target has shape {tuple(target.shape)} and embeddings has shape "
-                         f"{tuple(x.shape)}; it must hold one label per row, shape "
-                         f"{tuple(x.shape[:1])}")
-    check_embeddings('embeddings', x, 3 if x.ndim == 3 else 2)
-    if target is None and x.ndim == 2:
-        raise ValueError(f"target is None and embeddings has shape {tuple(x.shape)}: nothing "
-                         "belongs together; give labels, or several views (N, V, D)")
-    check_elementwise('mask', mask, x.shape[:1], is_mask=True)
-    check_elementwise('sample_weight', sample_weight, x.shape[:1])
-    check_ids('target', target, len(x))
-    ids = torch.arange(len(x), device=x.device) if target is None else target
-    for o in ignored_labels(ignore_index):
-        if target is not None: mask = ids != o if mask is None else mask & (ids != o)
-    x = read_vectors(x, similarity, mask)
-    return x if x.ndim == 3 else x.unsqueeze(1), ids, mask
-
-def _supcon_values(query, counts, ids, among, ranks, variant, block_size):
-    "Loss of each row, and whether it has a positive at all"
-    me = torch.arange(len(query), device=query.device) + (ranks.before if ranks else 0)
-    if not len(among.x): return query.sum(-1), query.sum(-1)
-    def block(query, counts, ids, me):
-        away = not_negatives(me, None, among._replace(ids=None), me)
-        scores = similarities(query, among.x).masked_fill(away, -torch.inf)
-        positive = (ids.unsqueeze(1) == among.ids) & ~away
-        found = positive.any(1) if counts is None else positive.any(1) & counts
-        number = positive.sum(1).clamp(min=1).to(scores.dtype)
-        if variant == 'out':
-            shares = positive/number.unsqueeze(1)
-            loss = cross_entropy(scores, shares, mask=found, reduction='none')
-        else:
-            log_probs = keep(scores, found.unsqueeze(1)).log_softmax(1)
-            chosen = log_probs.masked_fill(~positive & found.unsqueeze(1), -torch.inf)
-            loss = keep(number.log() - chosen.logsumexp(1), found)
-        return torch.stack([loss, found.to(loss.dtype)])
-    return in_blocks(block, (query, counts, ids, me), len(among.x), block_size)
-
 # %% ../nbs/embedding/51_infonce.ipynb #45080f6c
+def _scalar(name, value, like):
+    "A number, or a tensor with one, as a scalar tensor"
+    check_range(name, value, -torch.inf, tensor=True)
+    if isinstance(value, Tensor): return value.reshape(()).to(like)
+    return torch.full((), value, dtype=like.dtype, device=like.device)
+
+# %% ../nbs/embedding/51_infonce.ipynb #dc4048dd
+def _factor(logit_scale, max_scale, like):
+    "`exp(logit_scale)`, at most `max_scale`, as a scalar tensor in the dtype of `like`"
+    if max_scale is not None: check_range('max_scale', max_scale, open_low=True)
+    t = _scalar('logit_scale', logit_scale, like)
+    return (t if max_scale is None else t.clamp(max=math.log(max_scale))).exp()
+
+# %% ../nbs/embedding/51_infonce.ipynb #ae8d9511
 _clip_start, _siglip_start = math.log(1/.07), math.log(10)
 
 def clip_loss(
@@ -408,23 +431,10 @@ def clip_loss(
                         gather, group)
     scale = _factor(logit_scale, max_scale, pairs.a)
     def values(query, among):
-        if not len(among.x): return query.sum(1)
         return nce_values(scale*query, pairs.place, among, counts=mask, ids=ids,
                           block_size=block_size)
     both = (values(pairs.a, pairs.all_b) + values(pairs.b, pairs.all_a))/2
     return _reduce_rows(both, mask, sample_weight, reduction, normalizer, pairs.ranks)
-
-def _factor(logit_scale, max_scale, like):
-    "`exp(logit_scale)`, at most `max_scale`, as a scalar tensor in the dtype of `like`"
-    if max_scale is not None: check_range('max_scale', max_scale, open_low=True)
-    t = _scalar('logit_scale', logit_scale, like)
-    return (t if max_scale is None else t.clamp(max=math.log(max_scale))).exp()
-
-def _scalar(name, value, like):
-    "A number, or a tensor with one, as a scalar tensor"
-    check_range(name, value, -torch.inf, tensor=True)
-    if isinstance(value, Tensor): return value.reshape(()).to(like)
-    return torch.full((), value, dtype=like.dtype, device=like.device)
 
 # %% ../nbs/embedding/51_infonce.ipynb #554fb9b1
 def siglip_loss(

@@ -67,6 +67,14 @@ def check_distribution(
                      f"up to 1 along axis {axis}; a network's scores are logits, and "
                      f"counts become probs as counts/counts.sum({axis}, keepdim=True)")
 
+# %% ../nbs/foundations/06_information.ipynb #2221da93
+def _the_one(name, **forms):
+    "Name and value of the only form that is given"
+    given = {form: o for form,o in forms.items() if o is not None}
+    if len(given) == 1: return next(iter(given.items()))
+    names, got = (', '.join(name + o for o in d) for d in (forms, given))
+    raise TypeError(f"give exactly one of {names}; got {got or 'none'}")
+
 # %% ../nbs/foundations/06_information.ipynb #c370747e
 class Distribution(NamedTuple):
     "A categorical distribution in the two forms that the formulas need"
@@ -94,13 +102,6 @@ def read_distribution(
     check_distribution(name + form, value, axis)
     log_probs = finite_log(value).masked_fill(value <= 0, -torch.inf)
     return Distribution(value, log_probs, axis)
-
-def _the_one(name, **forms):
-    "Name and value of the only form that is given"
-    given = {form: o for form,o in forms.items() if o is not None}
-    if len(given) == 1: return next(iter(given.items()))
-    names, got = (', '.join(name + o for o in d) for d in (forms, given))
-    raise TypeError(f"give exactly one of {names}; got {got or 'none'}")
 
 # %% ../nbs/foundations/06_information.ipynb #6c538112
 def entropy(
@@ -281,6 +282,13 @@ def kl_div_values(
     return add_up(kl_entries(target, finite_log(target), input), axes)
 
 # %% ../nbs/foundations/06_information.ipynb #371249e8
+def _check_pair(input, target, log_target):
+    "Raise unless both have the signs of what they are said to be"
+    _check_log_probs('input', input)
+    if log_target: _check_log_probs('target', target, ', or log_target=False')
+    else: _check_probs('target', target)
+
+# %% ../nbs/foundations/06_information.ipynb #86f97a7c
 def kl_div(
     input:Tensor, # (N, C, ...) any shape, log-probabilities of the model
     target:Tensor, # (N, C, ...) same shape, probabilities of the truth
@@ -308,12 +316,6 @@ def kl_div(
     divisor = partial(divisor_of, shape, reduction, **counted)
     return reduce_elements(compute('kl_div', input, target, log_target, (axis,),
                                    divisor=divisor), **options)
-
-def _check_pair(input, target, log_target):
-    "Raise unless both have the signs of what they are said to be"
-    _check_log_probs('input', input)
-    if log_target: _check_log_probs('target', target, ', or log_target=False')
-    else: _check_probs('target', target)
 
 # %% ../nbs/foundations/06_information.ipynb #aec137c0
 class KLDivLoss(Loss, fn=kl_div):
@@ -396,6 +398,31 @@ def _compare(loss, score):
     if not score: return 'higher'
     return f"{abs(loss/score - 1):.0%} {'lower' if loss < score else 'higher'}"
 
+# %% ../nbs/foundations/06_information.ipynb #22475a82
+def _one_number(loss):
+    "`loss` as a float"
+    if isinstance(loss, LossParts): loss = loss.mean
+    if not isinstance(loss, Tensor): return loss
+    if loss.numel() == 1: return loss.item()
+    raise ValueError(f"loss has shape {tuple(loss.shape)}; it must be one number: "
+                     "loss.mean()")
+
+# %% ../nbs/foundations/06_information.ipynb #1d006781
+def _classes(num_classes, class_counts):
+    "Number of classes and their frequencies, each None if not known"
+    n = num_classes
+    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+        raise ValueError(f"num_classes is {n!r}; it must be a whole number, at least 1")
+    if class_counts is None: return n, None
+    counts = torch.as_tensor(class_counts).detach().double()
+    if counts.ndim != 1 or not (counts >= 0).all() or not 0 < counts.sum() < math.inf:
+        raise ValueError("class_counts must be (C,) numbers that are at least 0 and not "
+                         f"all 0, for example labels.bincount(); got {class_counts}")
+    if n not in (None, len(counts)):
+        raise ValueError(f"num_classes is {n}, but class_counts has {len(counts)} entries; "
+                         "leave num_classes out, or labels.bincount(minlength=num_classes)")
+    return len(counts), counts/counts.sum()
+
 # %% ../nbs/foundations/06_information.ipynb #10fc7a59
 def interpret(
     loss:float|Tensor|LossParts, # a mean loss in nats, one number
@@ -418,30 +445,6 @@ def interpret(
     scores = _binary_baselines if binary else _categorical_baselines
     return Interpretation(loss, *scores(classes, freqs, label_smoothing),
                           classes if binary else None)
-
-# %% ../nbs/foundations/06_information.ipynb #42be962c
-def _one_number(loss):
-    "`loss` as a float"
-    if isinstance(loss, LossParts): loss = loss.mean
-    if not isinstance(loss, Tensor): return loss
-    if loss.numel() == 1: return loss.item()
-    raise ValueError(f"loss has shape {tuple(loss.shape)}; it must be one number: "
-                     "loss.mean()")
-
-def _classes(num_classes, class_counts):
-    "Number of classes and their frequencies, each None if not known"
-    n = num_classes
-    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
-        raise ValueError(f"num_classes is {n!r}; it must be a whole number, at least 1")
-    if class_counts is None: return n, None
-    counts = torch.as_tensor(class_counts).detach().double()
-    if counts.ndim != 1 or not (counts >= 0).all() or not 0 < counts.sum() < math.inf:
-        raise ValueError("class_counts must be (C,) numbers that are at least 0 and not "
-                         f"all 0, for example labels.bincount(); got {class_counts}")
-    if n not in (None, len(counts)):
-        raise ValueError(f"num_classes is {n}, but class_counts has {len(counts)} entries; "
-                         "leave num_classes out, or labels.bincount(minlength=num_classes)")
-    return len(counts), counts/counts.sum()
 
 # %% ../nbs/foundations/06_information.ipynb #3a7b8744
 def _draw(o, ax):

@@ -24,9 +24,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
-from .core import (Loss, LossParts, Reduction, check_elementwise, check_floating,
-                          check_option, check_same_shape, compute, divisor_of, expand_to,
-                          full_precision, implements, keep, peek, reduce_loss)
+from .core import (Loss, LossParts, Reduction, add_up, check_elementwise,
+                          check_floating, check_option, check_same_shape, compute, divisor_of,
+                          expand_to, full_precision, implements, keep, peek, reduce_loss)
 
 # %% ../nbs/generative/60_kl.ipynb #b77edeaf
 def exp_above_tangent(
@@ -54,8 +54,7 @@ def gaussian_kl_values(
         logvar = logvar - target_logvar
         largest = int(math.log(torch.finfo(target_logvar.dtype).max))
         shift = shift * (-target_logvar/2).clamp(max=largest).exp()
-    values = (exp_above_tangent(logvar) + shift.square())/2
-    return values.sum(axes) if axes else values
+    return add_up((exp_above_tangent(logvar) + shift.square())/2, axes)
 
 # %% ../nbs/generative/60_kl.ipynb #1b4e28b4
 def read_target(
@@ -71,6 +70,7 @@ def read_target(
     check_floating(name, value)
     return expand_to(name, full_precision(value), like.shape, like_name)
 
+# %% ../nbs/generative/60_kl.ipynb #27529899
 def latent_axes(
     mu:Tensor, # (N, D) or (N, ...)
     dim:int|tuple|None=-1, # axes of the latents
@@ -86,6 +86,32 @@ def latent_axes(
     axes = sorted({o % ndim for o in dims})
     if len(axes) == len(dims): return tuple(axes)
     raise ValueError(f"dim is {dim}, which names an axis of {tuple(mu.shape)} twice")
+
+# %% ../nbs/generative/60_kl.ipynb #2af531f6
+def _read_latents(mu, logvar, target_mu, target_logvar, dim):
+    "The parameters of both Gaussians in the same shape, and the axes of the latents"
+    check_floating('mu', mu)
+    check_same_shape('logvar', logvar, 'mu', mu)
+    check_floating('logvar', logvar)
+    mu, logvar = full_precision(mu), full_precision(logvar)
+    target_mu = read_target('target_mu', target_mu, mu)
+    target_logvar = read_target('target_logvar', target_logvar, logvar)
+    return (mu, logvar, target_mu, target_logvar), latent_axes(mu, dim)
+
+# %% ../nbs/generative/60_kl.ipynb #5f5e6661
+def _keep_rows(latents, axes, mask):
+    "The latents with 0, the standard normal, in rows that do not count"
+    if mask is None: return latents
+    for axis in axes: mask = mask.unsqueeze(axis)
+    return [o if o is None else keep(o, mask) for o in latents]
+
+def _usable(latents, axes, sample_weight, mask):
+    "`mask` without rows of weight 0 whose divergence is no number: 0 times nan is nan"
+    unused = sample_weight == 0
+    if peek(unused.any()) is False: return mask
+    latents = [o if o is None else o.detach() for o in latents]
+    usable = ~unused | gaussian_kl_values(*latents, axes).isfinite()
+    return usable if mask is None else mask & usable
 
 # %% ../nbs/generative/60_kl.ipynb #3e93d18f
 def gaussian_kl_loss(
@@ -114,30 +140,24 @@ def gaussian_kl_loss(
     return reduce_loss(compute('gaussian_kl', *latents, axes, divisor=divisor), reduction,
                        **options)
 
-# %% ../nbs/generative/60_kl.ipynb #87f54049
-def _read_latents(mu, logvar, target_mu, target_logvar, dim):
-    "The parameters of both Gaussians in the same shape, and the axes of the latents"
-    check_floating('mu', mu)
-    check_same_shape('logvar', logvar, 'mu', mu)
-    check_floating('logvar', logvar)
-    mu, logvar = full_precision(mu), full_precision(logvar)
-    target_mu = read_target('target_mu', target_mu, mu)
-    target_logvar = read_target('target_logvar', target_logvar, logvar)
-    return (mu, logvar, target_mu, target_logvar), latent_axes(mu, dim)
+# %% ../nbs/generative/60_kl.ipynb #a8808a54
+def _read_factor(name, value):
+    "A Cholesky factor of at least single precision"
+    check_floating(name, value)
+    above = peek((value.detach().triu(1) != 0).any())
+    if above or peek((value.detach().diagonal(dim1=-2, dim2=-1) <= 0).any()):
+        what = "entries above its diagonal" if above else "a diagonal that is not positive"
+        raise ValueError(f"{name} has {what}, so it is no Cholesky factor; use "
+                         "torch.linalg.cholesky(covariance)")
+    return full_precision(value)
 
-def _keep_rows(latents, axes, mask):
-    "The latents with 0, the standard normal, in rows that do not count"
-    if mask is None: return latents
-    for axis in axes: mask = mask.unsqueeze(axis)
-    return [o if o is None else keep(o, mask) for o in latents]
-
-def _usable(latents, axes, sample_weight, mask):
-    "`mask` without rows of weight 0 whose divergence is no number: 0 times nan is nan"
-    unused = sample_weight == 0
-    if peek(unused.any()) is False: return mask
-    latents = [o if o is None else o.detach() for o in latents]
-    usable = ~unused | gaussian_kl_values(*latents, axes).isfinite()
-    return usable if mask is None else mask & usable
+# %% ../nbs/generative/60_kl.ipynb #dcae415f
+def _read_mean(mu, scale_tril):
+    "`mu` in at least single precision, if it is the mean that belongs to `scale_tril`"
+    for name, o in (('mu', mu), ('scale_tril', scale_tril)): check_floating(name, o)
+    if mu.ndim and scale_tril.shape == (*mu.shape, mu.shape[-1]): return full_precision(mu)
+    raise ValueError(f"scale_tril has shape {tuple(scale_tril.shape)} and mu has shape "
+                     f"{tuple(mu.shape)}; they must be (..., D, D) and (..., D)")
 
 # %% ../nbs/generative/60_kl.ipynb #b3b71f53
 def gaussian_kl_full(
@@ -159,24 +179,6 @@ def gaussian_kl_full(
         shift = shift.squeeze(-1)
     stretch = exp_above_tangent(2*tril.diagonal(dim1=-2, dim2=-1).log()).sum(-1)
     return (stretch + tril.tril(-1).square().sum((-2,-1)) + shift.square().sum(-1))/2
-
-# %% ../nbs/generative/60_kl.ipynb #a81a0492
-def _read_mean(mu, scale_tril):
-    "`mu` in at least single precision, if it is the mean that belongs to `scale_tril`"
-    for name, o in (('mu', mu), ('scale_tril', scale_tril)): check_floating(name, o)
-    if mu.ndim and scale_tril.shape == (*mu.shape, mu.shape[-1]): return full_precision(mu)
-    raise ValueError(f"scale_tril has shape {tuple(scale_tril.shape)} and mu has shape "
-                     f"{tuple(mu.shape)}; they must be (..., D, D) and (..., D)")
-
-def _read_factor(name, value):
-    "A Cholesky factor of at least single precision"
-    check_floating(name, value)
-    above = peek((value.detach().triu(1) != 0).any())
-    if above or peek((value.detach().diagonal(dim1=-2, dim2=-1) <= 0).any()):
-        what = "entries above its diagonal" if above else "a diagonal that is not positive"
-        raise ValueError(f"{name} has {what}, so it is no Cholesky factor; use "
-                         "torch.linalg.cholesky(covariance)")
-    return full_precision(value)
 
 # %% ../nbs/generative/60_kl.ipynb #6382a0bb
 def mc_kl(
@@ -201,6 +203,51 @@ class KLEstimate(NamedTuple):
     standard_error:Tensor # (...) of the value, 0 where a formula gave it
     n_samples:int # how many were drawn, 0 where a formula gave the value
 
+# %% ../nbs/generative/60_kl.ipynb #df321216
+def _by_formula(q, p):
+    "KL(q || p) where PyTorch knows a formula, else None"
+    try: return torch.distributions.kl_divergence(q, p)
+    except NotImplementedError: return None
+
+# %% ../nbs/generative/60_kl.ipynb #2411ec4c
+def _pair(q, p, n_samples):
+    "Both distributions with the same batch, if they are about the same events"
+    if q.event_shape != p.event_shape:
+        raise ValueError(f"q has events of shape {tuple(q.event_shape)} and p of shape "
+                         f"{tuple(p.event_shape)}; torch.distributions.Independent makes "
+                         "axes of a batch part of the event")
+    if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < 2:
+        raise ValueError(f"n_samples is {n_samples!r}; it must be an int, at least 2")
+    try: shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+    except RuntimeError:
+        raise ValueError(f"q has a batch of shape {tuple(q.batch_shape)} and p of shape "
+                         f"{tuple(p.batch_shape)}; they must broadcast") from None
+    return [o if o.batch_shape == shape else o.expand(shape) for o in (q, p)]
+
+# %% ../nbs/generative/60_kl.ipynb #78f4e52a
+def _draw(q, n, generator):
+    "`n` draws, with a gradient if they can have one"
+    draw = q.rsample if q.has_rsample else q.sample
+    if generator is None: return draw((n,))
+    seed = torch.randint(2**62, (), generator=generator, device=generator.device).item()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        return draw((n,))
+
+# %% ../nbs/generative/60_kl.ipynb #33fecfd4
+def _log_prob(p, z):
+    "Log-density of `z`, -inf where `p` rules it out"
+    inside = p.support.check(z.detach())
+    if inside.all(): return p.log_prob(z)
+    event = inside.reshape(inside.shape + (1,)*len(p.event_shape))
+    return p.log_prob(torch.where(event, z, p.sample())).masked_fill(~inside, -torch.inf)
+
+# %% ../nbs/generative/60_kl.ipynb #0d61f8fa
+def _score(values, log_q):
+    "0, with the gradient that flows through the choice of the draws"
+    return values.masked_fill(values.isinf(), 0)*(log_q - log_q.detach())
+
+# %% ../nbs/generative/60_kl.ipynb #b633a4b9
 def kl_of_distributions(
     q:Distribution, # the one to draw from
     p:Distribution, # the other, with the same events
@@ -219,46 +266,6 @@ def kl_of_distributions(
     if not q.has_rsample: values = values + _score(values.detach(), log_q)
     value, error = values.mean(0), values.detach().std(0)/math.sqrt(n_samples)
     return KLEstimate(value, error.masked_fill(value.isinf(), 0), n_samples)
-
-# %% ../nbs/generative/60_kl.ipynb #df321216
-def _by_formula(q, p):
-    "KL(q || p) where PyTorch knows a formula, else None"
-    try: return torch.distributions.kl_divergence(q, p)
-    except NotImplementedError: return None
-
-def _pair(q, p, n_samples):
-    "Both distributions with the same batch, if they are about the same events"
-    if q.event_shape != p.event_shape:
-        raise ValueError(f"q has events of shape {tuple(q.event_shape)} and p of shape "
-                         f"{tuple(p.event_shape)}; torch.distributions.Independent makes "
-                         "axes of a batch part of the event")
-    if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < 2:
-        raise ValueError(f"n_samples is {n_samples!r}; it must be an int, at least 2")
-    try: shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
-    except RuntimeError:
-        raise ValueError(f"q has a batch of shape {tuple(q.batch_shape)} and p of shape "
-                         f"{tuple(p.batch_shape)}; they must broadcast") from None
-    return [o if o.batch_shape == shape else o.expand(shape) for o in (q, p)]
-
-def _draw(q, n, generator):
-    "`n` draws, with a gradient if they can have one"
-    draw = q.rsample if q.has_rsample else q.sample
-    if generator is None: return draw((n,))
-    seed = torch.randint(2**62, (), generator=generator, device=generator.device).item()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        return draw((n,))
-
-def _log_prob(p, z):
-    "Log-density of `z`, -inf where `p` rules it out"
-    inside = p.support.check(z.detach())
-    if inside.all(): return p.log_prob(z)
-    event = inside.reshape(inside.shape + (1,)*len(p.event_shape))
-    return p.log_prob(torch.where(event, z, p.sample())).masked_fill(~inside, -torch.inf)
-
-def _score(values, log_q):
-    "0, with the gradient that flows through the choice of the draws"
-    return values.masked_fill(values.isinf(), 0)*(log_q - log_q.detach())
 
 # %% ../nbs/generative/60_kl.ipynb #fb0f9775
 class GaussianKLLoss(Loss, fn=gaussian_kl_loss):

@@ -77,6 +77,12 @@ def read_mixture(
     return logits, mu, log_sigma, target, numbers
 
 # %% ../nbs/regression/32_mixture.ipynb #53abd8de
+def _floored(log_sigma, min_sigma):
+    "`log_sigma`, lifted to the logarithm of `min_sigma`, or of the smallest normal number"
+    low = max(min_sigma, torch.finfo(log_sigma.dtype).tiny)
+    return log_sigma.clamp(min=math.log(low))
+
+# %% ../nbs/regression/32_mixture.ipynb #30dd995b
 def joint_log_density(
     logits:Tensor, # (..., K) log-weights, up to a constant
     mu:Tensor, # (..., K, D) means
@@ -85,9 +91,7 @@ def joint_log_density(
     min_sigma:float=1e-7, # smallest standard deviation
 )->Tensor: # (..., K) log-weight plus log-density of each component
     "Logarithm of each summand of a mixture's density"
-    limits = torch.finfo(mu.dtype)
-    log_sigma = log_sigma.clamp(min=math.log(max(min_sigma, limits.tiny)))
-    far = limits.max**.4
+    log_sigma, far = _floored(log_sigma, min_sigma), torch.finfo(mu.dtype).max**.4
     z = ((target.unsqueeze(-2) - mu)*(-log_sigma).exp()).clamp(-far, far)
     log_density = log_sigma + z.square()/2 + math.log(2*math.pi)/2
     return log_softmax(logits, -1) - log_density.sum(-1)
@@ -194,7 +198,7 @@ def mixture_mode(
     check_range('min_sigma', min_sigma)
     check_range('steps', steps)
     logits, mu, log_sigma, _, numbers = read_mixture(logits, mu, log_sigma)
-    log_sigma = log_sigma.clamp(min=math.log(max(min_sigma, torch.finfo(mu.dtype).tiny)))
+    log_sigma = _floored(log_sigma, min_sigma)
     mixture, t = [o.unsqueeze(logits.ndim - 1) for o in (logits, mu, log_sigma)], mu
     for _ in range(steps):
         pull = joint_log_density(*mixture, t, min_sigma).unsqueeze(-1) - 2*mixture[2]

@@ -24,7 +24,7 @@ dice_loss(scores, classes, reduction='none')
 # %% auto #0
 __all__ = ['Activation', 'activations', 'Absent', 'absents', 'Volumes', 'volumes', 'soft_counts', 'overlap_loss', 'read_probs',
            'Overlap', 'read_overlap', 'reduce_overlap', 'dice_loss', 'jaccard_loss', 'tversky_values', 'tversky_loss',
-           'powered', 'focal_tversky_loss', 'volume_weights', 'generalized_dice_loss', 'reduce_groups',
+           'powered', 'focal_tversky_loss', 'volume_weights', 'reduce_groups', 'generalized_dice_loss',
            'log_cosh_dice_loss', 'DiceLoss', 'JaccardLoss', 'TverskyLoss', 'FocalTverskyLoss', 'GeneralizedDiceLoss',
            'LogCoshDiceLoss']
 
@@ -75,6 +75,40 @@ def overlap_loss(
 Activation = Literal['softmax', 'sigmoid']
 activations = get_args(Activation)
 
+# %% ../nbs/segmentation/40_overlap.ipynb #a9136e65
+def _check_single(logits, target, axis, mask):
+    "Raise if yes-or-no answers meet the softmax of a single class, which is always 1"
+    if logits.shape[axis] != 1 or mask is not None or not isinstance(target, Tensor): return
+    no_label = target == 0 if target.shape == logits.shape else target == 1
+    if peek(no_label.any()):
+        raise ValueError(f"logits have a single class on axis {axis}, whose softmax is 1 "
+                         "everywhere; for yes-or-no answers use activation='sigmoid'")
+
+# %% ../nbs/segmentation/40_overlap.ipynb #6de13fd2
+def _at_pixels(used, logits, axis, by_pixel):
+    "`used` as a weight of each pixel, or of each answer"
+    if used is None: return None
+    shape = [1]*logits.ndim
+    if axis != 0: shape[0] = used.shape[0]
+    if by_pixel: used = used.any(1)
+    elif axis is not None: shape[axis] = used.shape[1]
+    used = used.to(logits.dtype).view(shape).expand(logits.shape)
+    return used.select(axis, 0) if by_pixel else used
+
+# %% ../nbs/segmentation/40_overlap.ipynb #31e21409
+_SLACK = 1e-3  # probabilities that were computed may be a rounding error outside of 0 to 1
+
+def _as_probs(p, mask, broken):
+    "`p`, and where it is no probability"
+    outside = ~((p >= -_SLACK) & (p <= 1+_SLACK))
+    if mask is not None: outside = outside & mask
+    if peek(outside.any()):
+        raise ValueError(f"logits holds {p[outside][0].item():g}, which is no probability; "
+                         "if these are scores, leave out from_logits=False")
+    if readable(p): return p, broken
+    return p.masked_fill(outside, .5), outside if broken is None else broken | outside
+
+# %% ../nbs/segmentation/40_overlap.ipynb #987c54e3
 def read_probs(
     logits:Tensor, # (N, C, ...) scores, or probabilities
     target:Tensor, # class labels for softmax, answers for sigmoid
@@ -99,37 +133,6 @@ def read_probs(
     else: p = z.softmax(axis) if activation == 'softmax' else z.sigmoid()
     return keep(p, mask), keep(y, mask), mask, broken
 
-# %% ../nbs/segmentation/40_overlap.ipynb #a9136e65
-def _check_single(logits, target, axis, mask):
-    "Raise if yes-or-no answers meet the softmax of a single class, which is always 1"
-    if logits.shape[axis] != 1 or mask is not None or not isinstance(target, Tensor): return
-    no_label = target == 0 if target.shape == logits.shape else target == 1
-    if peek(no_label.any()):
-        raise ValueError(f"logits have a single class on axis {axis}, whose softmax is 1 "
-                         "everywhere; for yes-or-no answers use activation='sigmoid'")
-
-def _at_pixels(used, logits, axis, by_pixel):
-    "`used` as a weight of each pixel, or of each answer"
-    if used is None: return None
-    shape = [1]*logits.ndim
-    if axis != 0: shape[0] = used.shape[0]
-    if by_pixel: used = used.any(1)
-    elif axis is not None: shape[axis] = used.shape[1]
-    used = used.to(logits.dtype).view(shape).expand(logits.shape)
-    return used.select(axis, 0) if by_pixel else used
-
-def _as_probs(p, mask, broken):
-    "`p`, and where it is no probability"
-    outside = ~((p >= -_SLACK) & (p <= 1+_SLACK))
-    if mask is not None: outside = outside & mask
-    if peek(outside.any()):
-        raise ValueError(f"logits holds {p[outside][0].item():g}, which is no probability; "
-                         "if these are scores, leave out from_logits=False")
-    if readable(p): return p, broken
-    return p.masked_fill(outside, .5), outside if broken is None else broken | outside
-
-_SLACK = 1e-3  # probabilities that were computed may be a rounding error outside of 0 to 1
-
 # %% ../nbs/segmentation/40_overlap.ipynb #e4a56183
 class Overlap(NamedTuple):
     "The counts of each group, a sample or a batch, and of each class, and who counts"
@@ -141,6 +144,54 @@ class Overlap(NamedTuple):
     weight:Tensor|None # (C,) weight of each class
     sample_weight:Tensor|None # (G, C) weight of each value
     drop:tuple # axes of length 1 that `'none'` leaves out
+
+# %% ../nbs/segmentation/40_overlap.ipynb #f3467851
+def _read_axis(logits, dim, activation):
+    "Axis of the classes, None if every pixel is one question and there is none"
+    check_option('activation', activation, activations)
+    if dim is not None or activation == 'softmax': return class_axis(logits, dim)
+    check_floating('logits', logits)
+    if not logits.ndim:
+        raise ValueError("logits is a single number; it must have an axis of samples")
+
+# %% ../nbs/segmentation/40_overlap.ipynb #75f328e5
+def _read_sample_weight(weight, n, n_classes, by_class):
+    "`weight` as one number for each sample and class"
+    if weight is None: return None
+    shape = (n, n_classes) if by_class and getattr(weight, 'ndim', 1) == 2 else (n,)
+    check_elementwise('sample_weight', weight, shape)
+    return weight if len(shape) == 2 else weight[:,None].expand(n, n_classes)
+
+# %% ../nbs/segmentation/40_overlap.ipynb #0b021cbe
+def _any(t, axes): return t if t is None or not axes else t.any(axes)
+
+def _counting(mask, p, space):
+    "Which samples and classes have a pixel that counts, None if all have"
+    if mask is None and p.numel(): return None
+    if mask is None: mask = torch.ones_like(p, dtype=torch.bool)
+    return _any(mask.expand(p.shape), space)
+
+# %% ../nbs/segmentation/40_overlap.ipynb #e1fb349a
+def _without_background(o, axis):
+    "Take class 0 out of every mean"
+    if o.tp.shape[1] == 1:
+        raise ValueError("include_background=False leaves out class 0, and there is no "
+                         f"other on axis {axis}")
+    other = torch.arange(o.tp.shape[1], device=o.tp.device) > 0
+    if o.counts is not None: other = o.counts & other
+    return o._replace(counts=other.expand(o.tp.shape))
+
+# %% ../nbs/segmentation/40_overlap.ipynb #009063f2
+def _whole_batch(o):
+    "Add up the counts of all samples; what a sample weighs, its pixels weigh"
+    sums, counts, s = (o.tp, o.fp, o.fn), o.counts, o.sample_weight
+    if s is not None:
+        sums = [weigh(s, t) for t in sums]
+        counts = s != 0 if counts is None else counts & (s != 0)
+    sums = [t.sum(0, keepdim=True) for t in sums]
+    counts, broken = (None if t is None else t.any(0, keepdim=True)
+                      for t in (counts, o.broken))
+    return Overlap(*sums, counts, broken, o.weight, None, tuple({0, *o.drop}))
 
 # %% ../nbs/segmentation/40_overlap.ipynb #5407137a
 def read_overlap(
@@ -177,50 +228,6 @@ def read_overlap(
                   drop)
     if not include_background: out = _without_background(out, axis)
     return _whole_batch(out) if batch else out
-
-# %% ../nbs/segmentation/40_overlap.ipynb #12d681d5
-def _read_axis(logits, dim, activation):
-    "Axis of the classes, None if every pixel is one question and there is none"
-    check_option('activation', activation, activations)
-    if dim is not None or activation == 'softmax': return class_axis(logits, dim)
-    check_floating('logits', logits)
-    if not logits.ndim:
-        raise ValueError("logits is a single number; it must have an axis of samples")
-
-def _read_sample_weight(weight, n, n_classes, by_class):
-    "`weight` as one number for each sample and class"
-    if weight is None: return None
-    shape = (n, n_classes) if by_class and getattr(weight, 'ndim', 1) == 2 else (n,)
-    check_elementwise('sample_weight', weight, shape)
-    return weight if len(shape) == 2 else weight[:,None].expand(n, n_classes)
-
-def _any(t, axes): return t if t is None or not axes else t.any(axes)
-
-def _counting(mask, p, space):
-    "Which samples and classes have a pixel that counts, None if all have"
-    if mask is None and p.numel(): return None
-    if mask is None: mask = torch.ones_like(p, dtype=torch.bool)
-    return _any(mask.expand(p.shape), space)
-
-def _without_background(o, axis):
-    "Take class 0 out of every mean"
-    if o.tp.shape[1] == 1:
-        raise ValueError("include_background=False leaves out class 0, and there is no "
-                         f"other on axis {axis}")
-    other = torch.arange(o.tp.shape[1], device=o.tp.device) > 0
-    if o.counts is not None: other = o.counts & other
-    return o._replace(counts=other.expand(o.tp.shape))
-
-def _whole_batch(o):
-    "Add up the counts of all samples; what a sample weighs, its pixels weigh"
-    sums, counts, s = (o.tp, o.fp, o.fn), o.counts, o.sample_weight
-    if s is not None:
-        sums = [weigh(s, t) for t in sums]
-        counts = s != 0 if counts is None else counts & (s != 0)
-    sums = [t.sum(0, keepdim=True) for t in sums]
-    counts, broken = (None if t is None else t.any(0, keepdim=True)
-                      for t in (counts, o.broken))
-    return Overlap(*sums, counts, broken, o.weight, None, tuple({0, *o.drop}))
 
 # %% ../nbs/segmentation/40_overlap.ipynb #e0c620f0
 Absent = Literal['keep', 'skip', 'zero']
@@ -316,6 +323,7 @@ def tversky_values(
     check_range('beta', beta)
     return overlap_loss(o.tp, alpha*o.fp + beta*o.fn, smooth_nr, smooth_dr)
 
+# %% ../nbs/segmentation/40_overlap.ipynb #7e109489
 def tversky_loss(
     logits:Tensor, # (N, C, ...) scores
     target:Tensor, # (N, ...) class indices, or (N, C, ...) rows or answers
@@ -403,6 +411,20 @@ def volume_weights(
     w = (share**(2 - volumes.index(w_type))).masked_fill(~present, absent == 'keep')
     return keep(w, counts)
 
+# %% ../nbs/segmentation/40_overlap.ipynb #4e71a920
+def reduce_groups(
+    loss:Tensor, # (G,) one value for each group
+    o:Overlap, # the counts behind it
+    reduction:Reduction, # see `reduce_loss`
+    normalizer:Tensor|Number|None, # divide by this instead
+)->Tensor|LossParts: # scalar; (N,) for `'none'`; a pair for `'parts'`
+    "Reduce a loss that has one value for all classes"
+    counts, broken = (None if t is None else t.any(1) for t in (o.counts, o.broken))
+    if broken is not None: loss = loss.masked_fill(broken, torch.nan)
+    s = None if o.sample_weight is None else o.sample_weight[:,0]
+    out = reduce_loss(loss, reduction, sample_weight=s, mask=counts, normalizer=normalizer)
+    return out.squeeze(0) if reduction == 'none' and 0 in o.drop else out
+
 # %% ../nbs/segmentation/40_overlap.ipynb #512c499c
 def generalized_dice_loss(
     logits:Tensor, # (N, C, ...) scores
@@ -434,20 +456,6 @@ def generalized_dice_loss(
     hit, miss = (2*w*o.tp).sum(1), (w*(o.fp+o.fn)).sum(1)
     return reduce_groups(overlap_loss(hit, miss, smooth_nr, smooth_dr), o, reduction,
                          normalizer)
-
-# %% ../nbs/segmentation/40_overlap.ipynb #4e71a920
-def reduce_groups(
-    loss:Tensor, # (G,) one value for each group
-    o:Overlap, # the counts behind it
-    reduction:Reduction, # see `reduce_loss`
-    normalizer:Tensor|Number|None, # divide by this instead
-)->Tensor|LossParts: # scalar; (N,) for `'none'`; a pair for `'parts'`
-    "Reduce a loss that has one value for all classes"
-    counts, broken = (None if t is None else t.any(1) for t in (o.counts, o.broken))
-    if broken is not None: loss = loss.masked_fill(broken, torch.nan)
-    s = None if o.sample_weight is None else o.sample_weight[:,0]
-    out = reduce_loss(loss, reduction, sample_weight=s, mask=counts, normalizer=normalizer)
-    return out.squeeze(0) if reduction == 'none' and 0 in o.drop else out
 
 # %% ../nbs/segmentation/40_overlap.ipynb #f41d2f5c
 def log_cosh_dice_loss(

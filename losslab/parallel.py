@@ -51,6 +51,13 @@ def ddp_mean(
                         "the loss with reduction='parts'")
     return (parts if _ranks(group)[1] == 1 else parts.all_reduce(group)).mean
 
+# %% ../nbs/scale/73_parallel.ipynb #a41f00d9
+def _reduced(t, group, op):
+    "A copy of `t`, reduced over the ranks of `group`"
+    t = t.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(t, getattr(dist.ReduceOp, op), group)
+    return t
+
 # %% ../nbs/scale/73_parallel.ipynb #19cf1298
 def ddp_normalizer(
     count:Tensor, # scalar, what counts on this rank, in all of its micro-batches
@@ -64,12 +71,6 @@ def ddp_normalizer(
     rank, world = _ranks(group)
     count = double_precision(count).reshape(())
     return count if world == 1 else _reduced(count, group, 'SUM') / world
-
-def _reduced(t, group, op):
-    "A copy of `t`, reduced over the ranks of `group`"
-    t = t.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(t, getattr(dist.ReduceOp, op), group)
-    return t
 
 # %% ../nbs/scale/73_parallel.ipynb #de0061b3
 class _Sum(torch.autograd.Function):
@@ -141,6 +142,7 @@ class _Meeting(NamedTuple):
     classes:int|Tensor # number of classes of all ranks
     differ:Tensor|None # (N, ...) True where `same` differs; None where nobody looked
 
+# %% ../nbs/scale/73_parallel.ipynb #af90e5a1
 def _meet(z, same, axis, group):
     "One maximum over the ranks"
     rank, world = _ranks(group)
@@ -164,6 +166,7 @@ def _counting(target, ignored, mask):
         mask = differ if mask is None else mask & differ
     return mask
 
+# %% ../nbs/scale/73_parallel.ipynb #399a430d
 def _check_range(labels, met, z, axis):
     "Labels that are safe to gather with; what is out of range is reported or marked"
     if isinstance(met.classes, int):
@@ -176,7 +179,16 @@ def _check_range(labels, met, z, axis):
     counts = ~broken if mask is None else mask & ~broken
     return Labels(index.where(counts, 0), None, mask, broken)
 
-# %% ../nbs/scale/73_parallel.ipynb #399a430d
+# %% ../nbs/scale/73_parallel.ipynb #7a269175
+def _report(broken):
+    "Raise at the first row that is no label, or hand on what could not be read"
+    found = peek(broken.any())
+    if not found: return broken if found is None else None
+    where = tuple(broken.nonzero()[0].tolist())
+    raise ValueError(f"target at {where} is no label: over all ranks, integers must be "
+                     "one-hot rows with a single 1, and shares cannot be negative")
+
+# %% ../nbs/scale/73_parallel.ipynb #a813e187
 def _read_shard_shares(target, z, axis, ignored, mask, group):
     "Shares of this rank's classes; the ranks sum what each sees of a row"
     rank, world = _ranks(group)
@@ -195,14 +207,6 @@ def _read_shard_shares(target, z, axis, ignored, mask, group):
     if mask is not None: broken, shares = broken & mask, keep(shares, mask.unsqueeze(axis))
     return Labels(None, shares, mask, _report(broken))
 
-def _report(broken):
-    "Raise at the first row that is no label, or hand on what could not be read"
-    found = peek(broken.any())
-    if not found: return broken if found is None else None
-    where = tuple(broken.nonzero()[0].tolist())
-    raise ValueError(f"target at {where} is no label: over all ranks, integers must be "
-                     "one-hot rows with a single 1, and shares cannot be negative")
-
 # %% ../nbs/scale/73_parallel.ipynb #b61694fe
 def _read_shard(z, target, axis, sample_weight, mask, ignore_index, group):
     "Scores without what does not count, `Labels` and `sample_weight`"
@@ -218,6 +222,7 @@ def _read_shard(z, target, axis, sample_weight, mask, ignore_index, group):
     idle = (sample_weight == 0).unsqueeze(axis)
     return z.masked_fill(idle & ~(z < torch.inf), 0), labels, sample_weight
 
+# %% ../nbs/scale/73_parallel.ipynb #ecdfc8d6
 def _same_everywhere(z, labels):
     "What must be the same on all ranks, where it may be looked at"
     if not readable(z): return None
@@ -290,6 +295,20 @@ def _agree(z, labels, sample_weight, axis, group):
             met._replace(peak=met.peak.masked_fill(dead, 0)))
 
 # %% ../nbs/scale/73_parallel.ipynb #30748b07
+def _shard_axis(z, dim):
+    "`class_axis` of a shard, which may hold no class at all"
+    if isinstance(z, Tensor) and not z.numel():
+        z = z.new_empty(()).expand([max(o, 1) for o in z.shape])
+    return class_axis(z, dim)
+
+# %% ../nbs/scale/73_parallel.ipynb #e78a5bf0
+def _for_this_rank(o, logits):
+    "A `DTensor` argument as a tensor: this rank's columns if it has the logits' shape"
+    if getattr(o, 'placements', None) is None: return o
+    if o.shape != logits.shape or not hasattr(logits, 'placements'): return o.full_tensor()
+    return o.redistribute(placements=logits.placements).to_local()
+
+# %% ../nbs/scale/73_parallel.ipynb #c2a59dda
 def _shard(logits, group, dim):
     "This rank's columns, the group that holds the others, and its size"
     placements = getattr(logits, 'placements', None)
@@ -306,19 +325,26 @@ def _shard(logits, group, dim):
     group = logits.device_mesh.get_group(split[0])
     return logits.to_local(), group, _ranks(group)[1]
 
-def _for_this_rank(o, logits):
-    "A `DTensor` argument as a tensor: this rank's columns if it has the logits' shape"
-    if getattr(o, 'placements', None) is None: return o
-    if o.shape != logits.shape or not hasattr(logits, 'placements'): return o.full_tensor()
-    return o.redistribute(placements=logits.placements).to_local()
+# %% ../nbs/scale/73_parallel.ipynb #e8f2af9c
+def _over_shards(z, target, group, *, weight, sample_weight, mask, ignore_index,
+                 label_smoothing, softcap, temperature, z_loss, dim, reduction, normalizer):
+    "The loss of all ranks, from the columns `z` of this one"
+    axis = _shard_axis(z, dim)
+    check_reduction(reduction, normalizer)
+    check_range('label_smoothing', label_smoothing, 0, 1)
+    check_range('z_loss', z_loss)
+    z, labels, sample_weight = _read_shard(z, target, axis, sample_weight, mask,
+                                           ignore_index, group)
+    if softcap is not None: z = softcapped(z, softcap)
+    if isinstance(temperature, Tensor): temperature = copy_to_shards(temperature, group)
+    z, labels, met = _agree(tempered(z, temperature), labels, sample_weight, axis, group)
+    loss, carried = _shard_values(z, labels, met, axis, weight, label_smoothing, z_loss,
+                                  group)
+    if labels.index is None and reduction != 'weighted_mean': carried = None
+    return reduce_elements(loss, None, carried, sample_weight, labels.mask, labels.broken,
+                           reduction, normalizer)
 
-def _shard_axis(z, dim):
-    "`class_axis` of a shard, which may hold no class at all"
-    if isinstance(z, Tensor) and not z.numel():
-        z = z.new_empty(()).expand([max(o, 1) for o in z.shape])
-    return class_axis(z, dim)
-
-# %% ../nbs/scale/73_parallel.ipynb #901df8a5
+# %% ../nbs/scale/73_parallel.ipynb #dec8322f
 def vocab_parallel_cross_entropy(
     logits:Tensor, # (N, C_rank, ...) this rank's scores, or a `DTensor` sharded by class
     target:Tensor, # (N, ...) class indices, the same on all ranks, or shares shaped like `logits`
@@ -340,26 +366,12 @@ def vocab_parallel_cross_entropy(
     target, weight, sample_weight, mask = (_for_this_rank(o, logits)
                                            for o in (target, weight, sample_weight, mask))
     z, group, world = _shard(logits, group, dim)
-    if world == 1:
-        return cross_entropy(z, target, weight=weight, sample_weight=sample_weight,
-                             mask=mask, ignore_index=ignore_index, softcap=softcap,
-                             label_smoothing=label_smoothing, temperature=temperature,
-                             z_loss=z_loss, dim=dim, reduction=reduction,
-                             normalizer=normalizer)
-    axis = _shard_axis(z, dim)
-    check_reduction(reduction, normalizer)
-    check_range('label_smoothing', label_smoothing, 0, 1)
-    check_range('z_loss', z_loss)
-    z, labels, sample_weight = _read_shard(z, target, axis, sample_weight, mask,
-                                           ignore_index, group)
-    if softcap is not None: z = softcapped(z, softcap)
-    if isinstance(temperature, Tensor): temperature = copy_to_shards(temperature, group)
-    z, labels, met = _agree(tempered(z, temperature), labels, sample_weight, axis, group)
-    loss, carried = _shard_values(z, labels, met, axis, weight, label_smoothing, z_loss,
-                                  group)
-    if labels.index is None and reduction != 'weighted_mean': carried = None
-    return reduce_elements(loss, None, carried, sample_weight, labels.mask, labels.broken,
-                           reduction, normalizer)
+    options = dict(weight=weight, sample_weight=sample_weight, mask=mask,
+                   ignore_index=ignore_index, label_smoothing=label_smoothing,
+                   softcap=softcap, temperature=temperature, z_loss=z_loss, dim=dim,
+                   reduction=reduction, normalizer=normalizer)
+    if world == 1: return cross_entropy(z, target, **options)
+    return _over_shards(z, target, group, **options)
 
 # %% ../nbs/scale/73_parallel.ipynb #e2314065
 class VocabParallelCrossEntropyLoss(Loss, fn=vocab_parallel_cross_entropy):

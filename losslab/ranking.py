@@ -116,6 +116,7 @@ def _read_classes(logits, target, from_logits, sample_weight, mask, ignore_index
     z, first = z.movedim(axis, 0).reshape(n, -1), 1 if n == 2 else 0
     return _ranked(z[first:], answers[first:], weight.flatten(), broken, n > 2)
 
+# %% ../nbs/judging/83_ranking.ipynb #5666405b
 def read_ranking(
     logits:Tensor, # (N,) or (N, C, ...) scores
     target:Tensor, # the shape of `logits` for answers, or (N, ...) class indices
@@ -234,6 +235,7 @@ class RocCurve(NamedTuple):
         "Area under the straight lines, the same as `roc_auc`"
         return (self.fpr.diff() * (self.tpr[1:] + self.tpr[:-1])/2).sum()
 
+# %% ../nbs/judging/83_ranking.ipynb #a8d47dd9
 class PrecisionRecallCurve(NamedTuple):
     "Points of a precision-recall curve, from the highest threshold to the lowest"
     precision:Tensor # (T,) share of positives at or above the threshold, 1 at first
@@ -245,7 +247,7 @@ class PrecisionRecallCurve(NamedTuple):
         "Area under the steps, the same as `average_precision`"
         return (self.recall.diff() * self.precision[1:]).sum()
 
-# %% ../nbs/judging/83_ranking.ipynb #a8d47dd9
+# %% ../nbs/judging/83_ranking.ipynb #cd6a6585
 def _counts(logits, target, options):
     "Weight of positives and negatives at or above each distinct score, and the scores"
     scores, yes, no, _ = read_ranking(logits, target, **options)
@@ -259,6 +261,7 @@ def _counts(logits, target, options):
     yes, no = (F.pad(o[order].cumsum(0)[last], (1, 0)) for o in (yes, no))
     return yes, no, F.pad(scores[last], (1, 0), value=torch.inf)
 
+# %% ../nbs/judging/83_ranking.ipynb #ee81b7e1
 def roc_curve(
     logits:Tensor, # (N,) scores, or (N, 2) for class indices
     target:Tensor, # (N,) 0 or 1
@@ -268,6 +271,7 @@ def roc_curve(
     yes, no, threshold = _counts(logits, target, options)
     return RocCurve(no/no[-1], yes/yes[-1], threshold)
 
+# %% ../nbs/judging/83_ranking.ipynb #8366ab4b
 def precision_recall_curve(
     logits:Tensor, # (N,) scores, or (N, 2) for class indices
     target:Tensor, # (N,) 0 or 1
@@ -278,7 +282,7 @@ def precision_recall_curve(
     precision = F.pad((yes/(yes + no))[1:], (1, 0), value=1.)
     return PrecisionRecallCurve(precision, yes/yes[-1], threshold)
 
-# %% ../nbs/judging/83_ranking.ipynb #9dbf61e2
+# %% ../nbs/judging/83_ranking.ipynb #9e555b33
 def plot_roc(
     curves:Mapping, # name to `RocCurve`; the last one is the strongest
     ax=None, # the Axes to draw on, a new figure if None
@@ -292,6 +296,7 @@ def plot_roc(
     ax.legend(loc='lower right')
     return ax
 
+# %% ../nbs/judging/83_ranking.ipynb #41586268
 def plot_precision_recall(
     curves:Mapping, # name to `PrecisionRecallCurve`; the last one is the strongest
     ax=None, # the Axes to draw on, a new figure if None

@@ -64,6 +64,7 @@ def mse_loss(
     return reduce_elements(error.square(), weight, weight, sample_weight, mask, None,
                            reduction, normalizer)
 
+# %% ../nbs/regression/30_regression.ipynb #49f0a9e1
 def l1_loss(
     input:Tensor, # (...) predictions
     target:Tensor, # (...) observed values, the shape of `input`
@@ -127,6 +128,7 @@ def log_cosh_values(
     near = torch.log1p(2*(near/2).sinh().square())
     return torch.where(far < 1, near, far + F.softplus(-2*far) - math.log(2))
 
+# %% ../nbs/regression/30_regression.ipynb #6c99282b
 def log_cosh_loss(
     input:Tensor, # (...) predictions
     target:Tensor, # (...) observed values, the shape of `input`

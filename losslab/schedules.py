@@ -18,6 +18,14 @@ from torch import Tensor, nn
 from .core import check_range
 
 # %% ../nbs/combining/65_schedules.ipynb #3d817407
+def _in_double(step):
+    return step.to(torch.float32 if step.device.type == 'mps' else torch.float64)
+
+def _function(name, x):
+    "`torch.name(x)` or `math.name(x)`"
+    return getattr(torch if isinstance(x, Tensor) else math, name)(x)
+
+# %% ../nbs/combining/65_schedules.ipynb #b98ece6f
 def progress(
     step:Real|Tensor, # steps done, one number or (...)
     steps:Real, # how many steps make the whole
@@ -25,13 +33,6 @@ def progress(
     "Share of `steps` that is done"
     if isinstance(step, Tensor): return (_in_double(step)/steps).clamp(0, 1)
     return min(max(step/steps, 0.), 1.)
-
-def _in_double(step):
-    return step.to(torch.float32 if step.device.type == 'mps' else torch.float64)
-
-def _function(name, x):
-    "`torch.name(x)` or `math.name(x)`"
-    return getattr(torch if isinstance(x, Tensor) else math, name)(x)
 
 # %% ../nbs/combining/65_schedules.ipynb #fc6a36c0
 @dataclass(frozen=True)

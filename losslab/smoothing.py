@@ -147,7 +147,7 @@ def _soft_loss(student, teacher, temperature, axis):
     difference = keep(log_q, log_q > -torch.inf) - log_p
     return temperature**2 * weigh(log_q.exp(), difference).sum(axis)
 
-# %% ../nbs/classification/13_smoothing.ipynb #8932ddda
+# %% ../nbs/classification/13_smoothing.ipynb #e8c3032c
 def _read_networks(student, teacher, dim, mask, sample_weight):
     "Both logits, checked and without what does not count, and the axis of their classes"
     axis = class_axis(student, dim, 'student_logits')
@@ -158,6 +158,7 @@ def _read_networks(student, teacher, dim, mask, sample_weight):
     student = full_precision(student)
     return student, teacher.to(student.dtype), axis
 
+# %% ../nbs/classification/13_smoothing.ipynb #8932ddda
 def _drop(student, teacher, axis, mask, sample_weight):
     "Both logits, with 0 where an element does not count"
     if sample_weight is not None:
@@ -166,6 +167,17 @@ def _drop(student, teacher, axis, mask, sample_weight):
         mask = fine if mask is None else mask & fine
     if mask is None: return student, teacher
     return keep(student, mask.unsqueeze(axis)), keep(teacher, mask.unsqueeze(axis))
+
+# %% ../nbs/classification/13_smoothing.ipynb #ee9994cf
+def _check_alpha(alpha, target):
+    "Raise unless there are labels exactly if they have a share"
+    check_range('alpha', alpha, 0, 1)
+    if alpha > 0 and target is None:
+        raise ValueError(f"alpha is {alpha}, the share of the labels, but there is no "
+                         "target; pass target, or alpha=0")
+    if alpha == 0 and target is not None:
+        raise ValueError("target is given, but alpha=0 gives it no share in the loss; "
+                         "use alpha=0.1, for example, or leave target out")
 
 # %% ../nbs/classification/13_smoothing.ipynb #5966b1b4
 def distillation_loss(
@@ -197,17 +209,6 @@ def distillation_loss(
     if sample_weight is not None: sample_weight = sample_weight.to(loss.dtype)
     return reduce_loss(loss, reduction, sample_weight=sample_weight, mask=mask,
                        normalizer=normalizer)
-
-# %% ../nbs/classification/13_smoothing.ipynb #ee9994cf
-def _check_alpha(alpha, target):
-    "Raise unless there are labels exactly if they have a share"
-    check_range('alpha', alpha, 0, 1)
-    if alpha > 0 and target is None:
-        raise ValueError(f"alpha is {alpha}, the share of the labels, but there is no "
-                         "target; pass target, or alpha=0")
-    if alpha == 0 and target is not None:
-        raise ValueError("target is given, but alpha=0 gives it no share in the loss; "
-                         "use alpha=0.1, for example, or leave target out")
 
 # %% ../nbs/classification/13_smoothing.ipynb #840e92dc
 class DistillationLoss(Loss, fn=distillation_loss):

@@ -15,7 +15,7 @@ elbo_loss(output, images, mu, logvar)
 
 # %% auto #0
 __all__ = ['Likelihood', 'reparameterize', 'nll_of_pixels', 'optimal_sigma', 'read_noise', 'reduce_examples',
-           'reconstruction_loss', 'kl_of_latents', 'elbo_loss', 'check_latents', 'read_penalty', 'ELBOParts',
+           'reconstruction_loss', 'kl_of_latents', 'check_latents', 'read_penalty', 'elbo_loss', 'ELBOParts',
            'elbo_parts', 'LatentSummary', 'latent_summary', 'active_units', 'iwae_bound', 'ReconstructionLoss',
            'ELBOLoss']
 
@@ -56,6 +56,11 @@ def reparameterize(
         raise ValueError(f"noise has shape {tuple(noise.shape)}; expected {tuple(shape)}")
     return (center + (full_precision(logvar)/2).exp()*noise).to(mu.dtype)
 
+# %% ../nbs/generative/61_vae.ipynb #b06abc69
+def _expand(rows, shape):
+    "One entry per example as one per pixel"
+    return None if rows is None else rows.reshape(-1, *[1]*(len(shape)-1)).expand(shape)
+
 # %% ../nbs/generative/61_vae.ipynb #231be97a
 Likelihood = Literal['bernoulli','gaussian','categorical']
 
@@ -79,10 +84,6 @@ def nll_of_pixels(
     return gaussian_nll_loss(output, target, logvar=logvar, full=True, mask=counts,
                              reduction='none')
 
-def _expand(rows, shape):
-    "One entry per example as one per pixel"
-    return None if rows is None else rows.reshape(-1, *[1]*(len(shape)-1)).expand(shape)
-
 # %% ../nbs/generative/61_vae.ipynb #3ebe55c2
 def optimal_sigma(
     output:Tensor, # (N, ...) means
@@ -103,6 +104,21 @@ def optimal_sigma(
                        mask=mask).clamp(min=1e-12).sqrt()
 
 # %% ../nbs/generative/61_vae.ipynb #8ff85d04
+def _log_variance(output, target, sigma, output_logvar, rows):
+    if target.is_complex(): check_floating('target', target)
+    dtype = full_precision(output).dtype
+    if output_logvar is not None:
+        if not isinstance(sigma, Number) or sigma != 1:
+            raise ValueError("sigma and output_logvar are both given; one noise is enough")
+        check_floating('output_logvar', output_logvar)
+        return expand_to('output_logvar', output_logvar.to(dtype), output.shape, 'output')
+    if isinstance(sigma, str):
+        check_option('sigma', sigma, ('optimal',))
+        return 2*optimal_sigma(output, target, **rows).log()
+    check_range('sigma', sigma, open_low=True, tensor=True)
+    return 2*torch.as_tensor(sigma, dtype=dtype, device=output.device).reshape(()).log()
+
+# %% ../nbs/generative/61_vae.ipynb #399b6de4
 def read_noise(
     output:Tensor, # (N, ...)
     target:Tensor, # (N, ...) data
@@ -127,20 +143,6 @@ def read_noise(
     raise ValueError(f"sigma and output_logvar describe a Gaussian, and likelihood is "
                      f"{likelihood!r}; use likelihood='gaussian'")
 
-def _log_variance(output, target, sigma, output_logvar, rows):
-    if target.is_complex(): check_floating('target', target)
-    dtype = full_precision(output).dtype
-    if output_logvar is not None:
-        if not isinstance(sigma, Number) or sigma != 1:
-            raise ValueError("sigma and output_logvar are both given; one noise is enough")
-        check_floating('output_logvar', output_logvar)
-        return expand_to('output_logvar', output_logvar.to(dtype), output.shape, 'output')
-    if isinstance(sigma, str):
-        check_option('sigma', sigma, ('optimal',))
-        return 2*optimal_sigma(output, target, **rows).log()
-    check_range('sigma', sigma, open_low=True, tensor=True)
-    return 2*torch.as_tensor(sigma, dtype=dtype, device=output.device).reshape(()).log()
-
 # %% ../nbs/generative/61_vae.ipynb #43358b85
 def reduce_examples(
     each:Callable, # (N,) bool or None to (N,) losses, other rows left out
@@ -164,7 +166,12 @@ def reduce_examples(
     return reduce_loss(loss, reduction, sample_weight=sample_weight, mask=mask,
                        normalizer=normalizer)
 
-# %% ../nbs/generative/61_vae.ipynb #72f85099
+# %% ../nbs/generative/61_vae.ipynb #da0da66b
+def _total(values):
+    "Sum over everything but the examples"
+    return values.flatten(1).sum(1) if values.ndim > 1 else values
+
+# %% ../nbs/generative/61_vae.ipynb #2f9dd239
 def reconstruction_loss(
     output:Tensor, # (N, ...) logits or means; (N, C, ...) logits of classes
     target:Tensor, # (N, ...) data
@@ -184,10 +191,6 @@ def reconstruction_loss(
     def each(rows):
         return _total(nll_of_pixels(output, target, likelihood, noise, dim, rows))
     return reduce_examples(each, len(output), sample_weight, mask, reduction, normalizer)
-
-def _total(values):
-    "Sum over everything but the examples"
-    return values.flatten(1).sum(1) if values.ndim > 1 else values
 
 # %% ../nbs/generative/61_vae.ipynb #de8b31b5
 def kl_of_latents(
@@ -209,6 +212,38 @@ def kl_of_latents(
     fixed = [o.detach() for o in prior]
     return (kl_balance*kl(mu.detach(), logvar.detach(), prior)
             + (1-kl_balance)*kl(mu, logvar, fixed))
+
+# %% ../nbs/generative/61_vae.ipynb #aa06f9b8
+def check_latents(
+    output:Tensor, # (N, ...)
+    mu:Tensor, # (N, ...)
+    logvar:Tensor, # (N, ...)
+):
+    "Raise unless the latents are those of the examples in `output`"
+    check_floating('mu', mu)
+    check_same_shape('logvar', logvar, 'mu', mu)
+    check_floating('logvar', logvar)
+    if mu.ndim and mu.shape[0] == output.shape[0]: return
+    raise ValueError(f"mu has shape {tuple(mu.shape)} and logvar {tuple(logvar.shape)}, but "
+                     f"output has shape {tuple(output.shape)}; axis 0 of each must hold the "
+                     "examples")
+
+# %% ../nbs/generative/61_vae.ipynb #16e5b9cb
+def read_penalty(
+    beta:float|Tensor, # weight of the divergence
+    free_bits:float|Tensor, # nats of each latent that cost nothing
+    capacity:float|Tensor|None, # nats of each example to aim at
+)->Callable: # (N, ...) divergence of each latent to the (N,) penalties
+    "Check the options; what they make of the divergences"
+    check_range('beta', beta, tensor=True)
+    check_range('free_bits', free_bits, tensor=True)
+    if capacity is not None: check_range('capacity', capacity, tensor=True)
+    beta, free_bits, capacity = (o.reshape(()) if isinstance(o, Tensor) else o
+                                 for o in (beta, free_bits, capacity))
+    def penalty(kl):
+        total = _total(kl.clamp(min=free_bits))
+        return beta*(total if capacity is None else (total - capacity).abs())
+    return penalty
 
 # %% ../nbs/generative/61_vae.ipynb #2ed64051
 def elbo_loss(
@@ -243,37 +278,6 @@ def elbo_loss(
         return _total(nll) + shape_kl(kl)
     return reduce_examples(each, len(output), sample_weight, mask, reduction, normalizer)
 
-# %% ../nbs/generative/61_vae.ipynb #608133bc
-def check_latents(
-    output:Tensor, # (N, ...)
-    mu:Tensor, # (N, ...)
-    logvar:Tensor, # (N, ...)
-):
-    "Raise unless the latents are those of the examples in `output`"
-    check_floating('mu', mu)
-    check_same_shape('logvar', logvar, 'mu', mu)
-    check_floating('logvar', logvar)
-    if mu.ndim and mu.shape[0] == output.shape[0]: return
-    raise ValueError(f"mu has shape {tuple(mu.shape)} and logvar {tuple(logvar.shape)}, but "
-                     f"output has shape {tuple(output.shape)}; axis 0 of each must hold the "
-                     "examples")
-
-def read_penalty(
-    beta:float|Tensor, # weight of the divergence
-    free_bits:float|Tensor, # nats of each latent that cost nothing
-    capacity:float|Tensor|None, # nats of each example to aim at
-)->Callable: # (N, ...) divergence of each latent to the (N,) penalties
-    "Check the options; what they make of the divergences"
-    check_range('beta', beta, tensor=True)
-    check_range('free_bits', free_bits, tensor=True)
-    if capacity is not None: check_range('capacity', capacity, tensor=True)
-    beta, free_bits, capacity = (o.reshape(()) if isinstance(o, Tensor) else o
-                                 for o in (beta, free_bits, capacity))
-    def penalty(kl):
-        total = _total(kl.clamp(min=free_bits))
-        return beta*(total if capacity is None else (total - capacity).abs())
-    return penalty
-
 # %% ../nbs/generative/61_vae.ipynb #b56cdc5a
 class ELBOParts(NamedTuple):
     "The two sums of the bound, for each example"
@@ -285,6 +289,7 @@ class ELBOParts(NamedTuple):
         "Their sum, at least `-log p(x)` on average over the draws"
         return self.reconstruction + self.kl
 
+# %% ../nbs/generative/61_vae.ipynb #ee401461
 def elbo_parts(
     output:Tensor, # (N, ...) logits or means; (N, C, ...) logits of classes
     target:Tensor, # (N, ...) data
@@ -314,6 +319,7 @@ class LatentSummary(NamedTuple):
     mean_of_variance:Tensor # (...) how unsure the posterior of an example is
     active:Tensor # (...) bool, does the mean move?
 
+# %% ../nbs/generative/61_vae.ipynb #681294d9
 def latent_summary(
     mu:Tensor, # (N, ...) mean of each latent, for the whole data set
     logvar:Tensor, # (N, ...) logarithm of its variance
@@ -332,6 +338,7 @@ def latent_summary(
     kl = mean(kl_of_latents(mu, logvar, (None, None), rows=mask))
     return LatentSummary(kl, spread, mean(logvar.exp()), spread > threshold)
 
+# %% ../nbs/generative/61_vae.ipynb #d3eb36e0
 def active_units(
     mu:Tensor, # (N, ...) mean of each latent, for the whole data set
     threshold:float=1e-2, # a latent is active if the variance of its mean is larger

@@ -62,6 +62,7 @@ _rc = {
     'lines.linewidth': 2, 'lines.solid_capstyle': 'round', 'patch.linewidth': 0, 'axes.formatter.useoffset': False,
     'svg.fonttype': 'none', 'svg.hashsalt': 'losslab'}
 
+# %% ../nbs/foundations/01_viz.ipynb #f6a60b91
 # what matplotlib's SVG needs to stand inside a page, in this order
 _repairs = {
     r"font-family: 'DejaVu Sans'; ": '',
@@ -73,17 +74,6 @@ _repairs = {
     r'(\d\.\d\d)\d+(?=[^<>]*>)': r'\1',
     r'\s*\n(?=[LQCz"])': ' ',
     r'\s*\n\s*': '\n'}
-
-def _pyplot():
-    import matplotlib.pyplot as plt
-    return plt
-
-def _show_svg(shell):
-    "Let the notebook `shell` display figures with `to_svg`"
-    from IPython.core.pylabtools import select_figure_formats
-    from matplotlib.figure import Figure
-    select_figure_formats(shell, {'svg'})
-    shell.display_formatter.formatters['image/svg+xml'].for_type(Figure, to_svg)
 
 # %% ../nbs/foundations/01_viz.ipynb #3af73da5
 def to_svg(
@@ -99,6 +89,18 @@ def to_svg(
     drawn = [' against '.join(filter(None, (ax.get_ylabel(), ax.get_xlabel()))) for ax in fig.axes]
     label = html.escape('; '.join(filter(None, drawn)) or 'figure')
     return svg.replace('<svg ', f'<svg role="img" aria-label="{label}" ', 1)
+
+# %% ../nbs/foundations/01_viz.ipynb #5ef93c00
+def _pyplot():
+    import matplotlib.pyplot as plt
+    return plt
+
+def _show_svg(shell):
+    "Let the notebook `shell` display figures with `to_svg`"
+    from IPython.core.pylabtools import select_figure_formats
+    from matplotlib.figure import Figure
+    select_figure_formats(shell, {'svg'})
+    shell.display_formatter.formatters['image/svg+xml'].for_type(Figure, to_svg)
 
 # %% ../nbs/foundations/01_viz.ipynb #17d4ade3
 def set_style()->None:

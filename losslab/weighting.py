@@ -24,67 +24,6 @@ from .categorical import read_class_weight
 from .binary import read_answers
 
 # %% ../nbs/imbalance/20_weighting.ipynb #c2ecae78
-def class_counts(
-    labels:Tensor|Iterable, # (N, ...) class indices, or an iterable of batches
-    num_classes:int|None=None, # number of classes, C; by default the largest label and one
-    *,
-    ignore_index:int|Iterable[int]|None=-100, # labels that do not count, one or several
-    mask:Tensor|None=None, # (N, ...) bool, True where a label counts; not for batches
-    pick:Callable|None=None, # turns a batch into labels, or into a pair of labels and mask
-    present:bool=False, # for each class, count all elements of the samples that contain it
-    progress:bool|Callable=False, # show a bar, or wrap the batches in this function
-)->Tensor: # (C,) int64
-    "How often each class occurs among `labels`, read batch by batch"
-    _check_num_classes(num_classes)
-    ignored, total = ignored_labels(ignore_index), None
-    for y, counts in _batches(labels, mask, pick, progress):
-        found = _count_labels(y, counts, num_classes, ignored, present)
-        total = found if total is None else _longer_sum(total, found.to(total.device))
-    return torch.zeros(num_classes or 0, dtype=torch.long) if total is None else total
-
-# %% ../nbs/imbalance/20_weighting.ipynb #5fb6707f
-def _check_num_classes(num_classes):
-    if num_classes is None: return
-    check_whole('num_classes', num_classes, 1)
-
-def _longer_sum(a, b):
-    "The sum of two rows of counts that may differ in length"
-    n = max(len(a), len(b))
-    return F.pad(a, (0, n - len(a))) + F.pad(b, (0, n - len(b)))
-
-def _count_labels(y, counts, n, ignored, present):
-    "Counts of one batch"
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise TypeError(f"labels have dtype {y.dtype}; class indices must be integers: "
-                        "labels.long(); rows of shares are counted by rows.sum(0), and yes-or-no "
-                        "answers by answer_counts")
-    if counts is not None: check_elementwise('mask', counts, y.shape, is_mask=True)
-    counts = torch.ones_like(y, dtype=torch.bool) if counts is None else counts
-    for o in ignored: counts = counts & (y != o)
-    used = y[counts].long()
-    wrong = used[(used < 0) | (used >= (2**62 if n is None else n))]
-    if len(wrong): raise ValueError(_label_sentence(wrong[0].item(), n))
-    if not present or not len(used): return used.bincount(minlength=n or 0)
-    return _count_present(y, counts, n or used.max().item() + 1)
-
-def _label_sentence(label, n):
-    span = 'at least 0' if n is None else f'0 to {n-1}'
-    return (f"labels hold {label}, but must be {span}; if it marks elements without a label, "
-            f"use ignore_index={label}; if these are counts already, they need no counting")
-
-# %% ../nbs/imbalance/20_weighting.ipynb #d4f9bb2b
-def _batches(labels, mask, pick, progress):
-    "Pairs of labels and mask"
-    if isinstance(labels, np.ndarray) or _is_list_of_numbers(labels):
-        labels = torch.as_tensor(labels)
-    if isinstance(labels, Tensor):
-        yield labels, mask
-        return
-    if mask is not None:
-        raise ValueError("mask belongs to one tensor of labels; for batches, let pick return "
-                         "a pair: pick=lambda batch: (labels, mask)")
-    for batch in _shown(labels, progress): yield _picked(batch, pick)
-
 def _picked(batch, pick):
     "Labels and mask of one batch"
     if pick is not None: batch = pick(batch)
@@ -106,6 +45,66 @@ def _shown(batches, progress):
     from tqdm.auto import tqdm
     return tqdm(batches, desc='counting', leave=False)
 
+# %% ../nbs/imbalance/20_weighting.ipynb #5119c671
+def _batches(labels, mask, pick, progress):
+    "Pairs of labels and mask"
+    if isinstance(labels, np.ndarray) or _is_list_of_numbers(labels):
+        labels = torch.as_tensor(labels)
+    if isinstance(labels, Tensor):
+        yield labels, mask
+        return
+    if mask is not None:
+        raise ValueError("mask belongs to one tensor of labels; for batches, let pick return "
+                         "a pair: pick=lambda batch: (labels, mask)")
+    for batch in _shown(labels, progress): yield _picked(batch, pick)
+
+# %% ../nbs/imbalance/20_weighting.ipynb #92d496bb
+def _label_sentence(label, n):
+    span = 'at least 0' if n is None else f'0 to {n-1}'
+    return (f"labels hold {label}, but must be {span}; if it marks elements without a label, "
+            f"use ignore_index={label}; if these are counts already, they need no counting")
+
+# %% ../nbs/imbalance/20_weighting.ipynb #e4ea3a89
+def _count_labels(y, counts, n, ignored, present):
+    "Counts of one batch"
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise TypeError(f"labels have dtype {y.dtype}; class indices must be integers: "
+                        "labels.long(); rows of shares are counted by rows.sum(0), and yes-or-no "
+                        "answers by answer_counts")
+    if counts is not None: check_elementwise('mask', counts, y.shape, is_mask=True)
+    counts = torch.ones_like(y, dtype=torch.bool) if counts is None else counts
+    for o in ignored: counts = counts & (y != o)
+    used = y[counts].long()
+    wrong = used[(used < 0) | (used >= (2**62 if n is None else n))]
+    if len(wrong): raise ValueError(_label_sentence(wrong[0].item(), n))
+    if not present or not len(used): return used.bincount(minlength=n or 0)
+    return _count_present(y, counts, n or used.max().item() + 1)
+
+# %% ../nbs/imbalance/20_weighting.ipynb #181879f1
+def _longer_sum(a, b):
+    "The sum of two rows of counts that may differ in length"
+    n = max(len(a), len(b))
+    return F.pad(a, (0, n - len(a))) + F.pad(b, (0, n - len(b)))
+
+# %% ../nbs/imbalance/20_weighting.ipynb #ae18bb41
+def class_counts(
+    labels:Tensor|Iterable, # (N, ...) class indices, or an iterable of batches
+    num_classes:int|None=None, # number of classes, C; by default the largest label and one
+    *,
+    ignore_index:int|Iterable[int]|None=-100, # labels that do not count, one or several
+    mask:Tensor|None=None, # (N, ...) bool, True where a label counts; not for batches
+    pick:Callable|None=None, # turns a batch into labels, or into a pair of labels and mask
+    present:bool=False, # for each class, count all elements of the samples that contain it
+    progress:bool|Callable=False, # show a bar, or wrap the batches in this function
+)->Tensor: # (C,) int64
+    "How often each class occurs among `labels`, read batch by batch"
+    if num_classes is not None: check_whole('num_classes', num_classes, 1)
+    ignored, total = ignored_labels(ignore_index), None
+    for y, counts in _batches(labels, mask, pick, progress):
+        found = _count_labels(y, counts, num_classes, ignored, present)
+        total = found if total is None else _longer_sum(total, found.to(total.device))
+    return torch.zeros(num_classes or 0, dtype=torch.long) if total is None else total
+
 # %% ../nbs/imbalance/20_weighting.ipynb #9a4b4726
 def _count_present(y, counts, n):
     "For each class, the elements of the samples that contain it"
@@ -114,6 +113,38 @@ def _count_present(y, counts, n):
     holds.scatter_(1, torch.where(counts, y, n).long(),
                    True)  # what does not count: column n
     return (holds[:,:n] * counts.sum(1, keepdim=True)).sum(0)
+
+# %% ../nbs/imbalance/20_weighting.ipynb #cbdb48c9
+def _effective_weight(n, m, beta):
+    "1 over the effective number, with all digits also where `beta` is nearly 1"
+    if beta == 1: return 1/n
+    return (beta - 1)/torch.expm1(n*math.log(beta)) if beta else torch.ones_like(n)
+
+_formulas = {'inverse': lambda n, m, beta: n.sum()/(len(n)*n),
+             'inverse_sqrt': lambda n, m, beta: n.rsqrt(),
+             'median_frequency': lambda n, m, beta: (n/m).quantile(.5)/(n/m),
+             'effective_number': _effective_weight}
+
+# %% ../nbs/imbalance/20_weighting.ipynb #f6df6f97
+def _normalized(w, n, normalize):
+    "`w` with the named average"
+    if normalize is None: return w
+    return w/w.mean() if normalize == 'classes' else w*(n.sum()/(n*w).sum())
+
+# %% ../nbs/imbalance/20_weighting.ipynb #7017469a
+def _read_counts(name, counts):
+    "Counts in float64 on the CPU, and a tensor with the dtype and device of the answer"
+    counts = torch.as_tensor(counts).detach()
+    if counts.ndim != 1 or counts.is_complex() or counts.dtype == torch.bool:
+        raise ValueError(f"{name} has shape {tuple(counts.shape)} and dtype {counts.dtype}; it must "
+                         "hold one number per class; to count labels, give num_classes")
+    dtype = torch.float64 if counts.dtype == torch.float64 else torch.get_default_dtype()
+    n = counts.cpu().double()
+    wrong = ~((n >= 0) & n.isfinite())
+    if wrong.any():
+        raise ValueError(f"{name}[{wrong.nonzero()[0].item()}] is {n[wrong][0].item():g}; a count is "
+                         "a finite number, at least 0")
+    return n, torch.empty(0, dtype=dtype, device=counts.device)
 
 # %% ../nbs/imbalance/20_weighting.ipynb #a81fc287
 WeightMethod = Literal['inverse','inverse_sqrt','median_frequency','effective_number']
@@ -144,37 +175,16 @@ def class_weights(
     weights[some] = _normalized(_formulas[method](n, m[some], beta), n, normalize)
     return weights.to(like)
 
-# %% ../nbs/imbalance/20_weighting.ipynb #1d7d1f02
-def _effective_weight(n, m, beta):
-    "1 over the effective number, with all digits also where `beta` is nearly 1"
-    if beta == 1: return 1/n
-    return (beta - 1)/torch.expm1(n*math.log(beta)) if beta else torch.ones_like(n)
-
-_formulas = {'inverse': lambda n, m, beta: n.sum()/(len(n)*n),
-             'inverse_sqrt': lambda n, m, beta: n.rsqrt(),
-             'median_frequency': lambda n, m, beta: (n/m).quantile(.5)/(n/m),
-             'effective_number': _effective_weight}
-
-def _normalized(w, n, normalize):
-    "`w` with the named average"
-    if normalize is None: return w
-    return w/w.mean() if normalize == 'classes' else w*(n.sum()/(n*w).sum())
-
-def _read_counts(name, counts):
-    "Counts in float64 on the CPU, and a tensor with the dtype and device of the answer"
-    counts = torch.as_tensor(counts).detach()
-    if counts.ndim != 1 or counts.is_complex() or counts.dtype == torch.bool:
-        raise ValueError(f"{name} has shape {tuple(counts.shape)} and dtype {counts.dtype}; it must "
-                         "hold one number per class; to count labels, give num_classes")
-    dtype = torch.float64 if counts.dtype == torch.float64 else torch.get_default_dtype()
-    n = counts.cpu().double()
-    wrong = ~((n >= 0) & n.isfinite())
-    if wrong.any():
-        raise ValueError(f"{name}[{wrong.nonzero()[0].item()}] is {n[wrong][0].item():g}; a count is "
-                         "a finite number, at least 0")
-    return n, torch.empty(0, dtype=dtype, device=counts.device)
-
 # %% ../nbs/imbalance/20_weighting.ipynb #ea511d1f
+def _check_positive(name, weight):
+    "Raise where a weight of 0, a negative one or nan leaves nothing to undo"
+    wrong = ~((weight > 0) & weight.isfinite())
+    if not peek(wrong.any()): return
+    where = wrong.nonzero()[0].tolist()
+    raise ValueError(f"{name}{where} is {weight[wrong][0].item():g}; only a positive weight can "
+                     "be undone, what was weighted by 0 was never learned")
+
+# %% ../nbs/imbalance/20_weighting.ipynb #cef97826
 def undo_weights(
     logits:Tensor, # (N, C, ...) of a model that was trained with `weight`
     weight:Tensor, # (C,) weight of each class in its loss
@@ -188,6 +198,7 @@ def undo_weights(
     _check_positive('weight', weight)
     return z - along(weight.log(), z, axis)
 
+# %% ../nbs/imbalance/20_weighting.ipynb #718e576a
 def undo_pos_weight(
     logits:Tensor, # (...) of a model that was trained with `pos_weight`
     pos_weight:Tensor, # broadcastable to `logits`, weight of the answer yes in its loss
@@ -199,33 +210,7 @@ def undo_pos_weight(
     _check_positive('pos_weight', pos_weight)
     return z - pos_weight.log()
 
-def _check_positive(name, weight):
-    "Raise where a weight of 0, a negative one or nan leaves nothing to undo"
-    wrong = ~((weight > 0) & weight.isfinite())
-    if not peek(wrong.any()): return
-    where = wrong.nonzero()[0].tolist()
-    raise ValueError(f"{name}{where} is {weight[wrong][0].item():g}; only a positive weight can "
-                     "be undone, what was weighted by 0 was never learned")
-
 # %% ../nbs/imbalance/20_weighting.ipynb #257258a5
-def threshold_of_weight(
-    weight:Number|Tensor, # weight of yes, relative to that of no
-    cut:float|Tensor=.5, # threshold that the weighted model is used with
-)->Number|Tensor: # threshold for a model that was trained without weights
-    "The threshold that `weight` is worth: below it, a weighted model says less than `cut`"
-    _check_between('weight', weight, float('inf'))
-    _check_between('cut', cut, 1)
-    return cut/(cut + weight*(1-cut))
-
-def weight_of_threshold(
-    threshold:Number|Tensor, # threshold on the probability of yes
-    cut:float|Tensor=.5, # threshold that the weighted model will be used with
-)->Number|Tensor: # weight of yes, relative to that of no
-    "The weight that makes a weighted model say `cut` where a plain one says `threshold`"
-    _check_between('threshold', threshold, 1)
-    _check_between('cut', cut, 1)
-    return cut*(1-threshold)/(threshold*(1-cut))
-
 def _check_between(name, value, high):
     "Raise unless all numbers lie strictly between 0 and `high`"
     number = isinstance(value, Number) and not isinstance(value, bool)
@@ -237,7 +222,39 @@ def _check_between(name, value, high):
     span = 'positive' if high == float('inf') else f'between 0 and {high}, without the ends'
     raise ValueError(f"{name} is {value}; it must be {span}")
 
+# %% ../nbs/imbalance/20_weighting.ipynb #b897216e
+def threshold_of_weight(
+    weight:Number|Tensor, # weight of yes, relative to that of no
+    cut:float|Tensor=.5, # threshold that the weighted model is used with
+)->Number|Tensor: # threshold for a model that was trained without weights
+    "The threshold that `weight` is worth: below it, a weighted model says less than `cut`"
+    _check_between('weight', weight, float('inf'))
+    _check_between('cut', cut, 1)
+    return cut/(cut + weight*(1-cut))
+
+# %% ../nbs/imbalance/20_weighting.ipynb #d1b2bf51
+def weight_of_threshold(
+    threshold:Number|Tensor, # threshold on the probability of yes
+    cut:float|Tensor=.5, # threshold that the weighted model will be used with
+)->Number|Tensor: # weight of yes, relative to that of no
+    "The weight that makes a weighted model say `cut` where a plain one says `threshold`"
+    _check_between('threshold', threshold, 1)
+    _check_between('cut', cut, 1)
+    return cut*(1-threshold)/(threshold*(1-cut))
+
 # %% ../nbs/imbalance/20_weighting.ipynb #6460dee5
+def _count_answers(answers, mask, dim, ignore_index):
+    "Counts of one batch"
+    o, mask = answers.cpu(), None if mask is None else mask.cpu()
+    if dim is not None and o.ndim < 2:
+        raise ValueError(f"answers have shape {tuple(o.shape)}; for one question use dim=None")
+    y, counts, _ = read_answers(o, o.double(), ignore_index, mask)
+    counts = torch.ones_like(y) if counts is None else counts.double()
+    each = torch.stack([counts - y, y])
+    if dim is None: return each.flatten(1).sum(1)
+    return each.movedim(dim + (dim >= 0), -1).flatten(1, -2).sum(1)
+
+# %% ../nbs/imbalance/20_weighting.ipynb #fa0cdc97
 def answer_counts(
     answers:Tensor|Iterable, # (N, C, ...) answers between 0 and 1, or an iterable of batches
     *,
@@ -253,17 +270,7 @@ def answer_counts(
     if not pairs: raise ValueError("answers hold no batch, so there is nothing to count")
     return sum(pairs)
 
-def _count_answers(answers, mask, dim, ignore_index):
-    "Counts of one batch"
-    o, mask = answers.cpu(), None if mask is None else mask.cpu()
-    if dim is not None and o.ndim < 2:
-        raise ValueError(f"answers have shape {tuple(o.shape)}; for one question use dim=None")
-    y, counts, _ = read_answers(o, o.double(), ignore_index, mask)
-    counts = torch.ones_like(y) if counts is None else counts.double()
-    each = torch.stack([counts - y, y])
-    if dim is None: return each.flatten(1).sum(1)
-    return each.movedim(dim + (dim >= 0), -1).flatten(1, -2).sum(1)
-
+# %% ../nbs/imbalance/20_weighting.ipynb #0207235a
 def pos_weights(
     counts:Tensor, # (2, C) or (2,) answers no and yes, from `answer_counts`
     *,
