@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import test_kernels
 import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
@@ -29,6 +30,17 @@ OPTIONS = [{}, dict(weight=1), dict(label_smoothing=.1), dict(label_smoothing=1.
 def in_cpp(monkeypatch):
     monkeypatch.setattr(kernels.compiled, 'on', True)
     with backend('fused'): yield
+
+
+# what holds for the blocks holds for the loops
+globals().update({o: getattr(test_kernels, o) for o in (
+    'test_cross_entropy', 'test_in_place_with_deleted_classes', 'test_the_middle_axis', 'test_single_numbers', 'test_sums_are_added_up_in_the_blocks',
+    'test_focal_loss_of_classes', 'test_sums_are_exact', 'test_the_gradient_of_a_mean_is_there_before_the_backward_pass', 'test_no_gradient_where_nobody_knows_what_comes_back',
+    'test_a_mean_that_is_multiplied', 'test_one_input_that_follows_from_another', 'test_a_parameter_is_not_overwritten_through_a_view',
+    'test_what_was_overwritten_is_not_read_again', 'test_slopes_of_confident_answers_keep_their_digits', 'test_other_default_devices', 'test_traced', 'test_a_divisor_that_was_wrong',
+    'test_the_gradient_of_a_mean_of_single_numbers', 'test_nothing_is_computed_for_who_does_not_learn', 'test_kl_near_the_prior', 'test_single_numbers_at_the_edge',
+    'test_misuse_of_in_place', 'test_half_precision_is_not_worse_than_pytorchs')})
+fused = test_kernels.fused
 
 
 def problem(shape, dim, options):
@@ -188,6 +200,68 @@ def test_errors_are_not_above_pytorchs(dtype):
     limit = 1 if dtype == torch.bfloat16 else 2 # in float32, both are a rounding error
     assert (loss - exact).abs() <= limit*max((theirs - exact).abs(), torch.finfo(torch.float32).eps*exact)
     assert (grad - slope).abs().max() <= limit*(torch.autograd.grad(theirs, x)[0] - slope).abs().max()
+
+
+SHAPES_OF_ANSWERS = (1,), (1023,), (20_000,), (3, 50), (5, 17_000), (300, 64), (2, 3, 5)
+
+
+def answers(shape, hard):
+    "Each loss of single numbers with its inputs"
+    z, y, mu, logvar = 5*torch.randn(shape), torch.rand(shape), torch.randn(shape), 2*torch.randn(shape)
+    y = y.round() if hard else y
+    for reduction in 'none', 'mean', 'sum':
+        yield lambda z, r=reduction: ll.binary_cross_entropy_with_logits(z, y, reduction=r), z
+        for gamma, alpha in itertools.product((0., .5, 1., 2., 5.), (.25, None)):
+            yield lambda z, r=reduction, g=gamma, a=alpha: ll.sigmoid_focal_loss(z, y, gamma=g, alpha=a, reduction=r), z
+        yield lambda mu, logvar, r=reduction: ll.gaussian_kl_loss(mu, logvar, dim=None, reduction=r), mu, logvar
+        if len(shape) > 1: yield lambda mu, logvar, r=reduction: ll.gaussian_kl_loss(mu, logvar, reduction=r), mu, logvar
+
+
+def slopes_of(fn, *inputs):
+    inputs = [o.clone().requires_grad_() for o in inputs]
+    loss = fn(*inputs)
+    return loss.detach(), *torch.autograd.grad((loss*torch.linspace(1, 2, loss.numel()).view(loss.shape).to(loss)).sum(), inputs)
+
+
+@pytest.mark.parametrize('hard', [False, True])
+@pytest.mark.parametrize('shape', SHAPES_OF_ANSWERS, ids=str)
+def test_single_numbers_against_double_precision(shape, hard, monkeypatch):
+    ran = []
+    for formula, run in kernels.compiled_runs.items(): monkeypatch.setitem(kernels.compiled_runs, formula, lambda *a, run=run: ran.append(run(*a)) or ran[-1])
+    torch.manual_seed(3)
+    for fn, *inputs in answers(shape, hard):
+        ran.clear()
+        found = slopes_of(fn, *inputs)
+        assert ran and all(o is not None for o in ran)
+        with backend('reference'): exact = slopes_of(fn, *(o.double() for o in inputs))
+        for a, b in zip(found, exact): assert_close(a.double(), b, rtol=4e-6, atol=2e-7)
+
+
+def test_numbers_that_are_none():
+    "The blocks and the reference have them; the others lose nothing"
+    z, y = torch.randn(3000), torch.rand(3000)
+    for value in torch.nan, torch.inf, -torch.inf:
+        z[7] = value
+        for fn in ll.binary_cross_entropy_with_logits, ll.sigmoid_focal_loss:
+            def loss_fn(z): return fn(z, y, reduction='none')
+            found = slopes_of(loss_fn, z)
+            with backend('reference'): exact = slopes_of(loss_fn, z)
+            for a, b in zip(found, exact): assert_close(a, b, equal_nan=True)
+
+
+def test_threads_of_single_numbers():
+    "More cores change no bit of what the loop adds up; PyTorch adds up the rest, in one core if it is little"
+    n = torch.get_num_threads()
+    for shape in (100_000,), (2, 16_000), (1000, 30):
+        for fn, *inputs in answers(shape, False):
+            if shape == (100_000,) and len(inputs) > 1: continue
+            found = []
+            try:
+                for k in 1, 2, 3:
+                    torch.set_num_threads(k)
+                    found.append(fn(*inputs))
+            finally: torch.set_num_threads(n)
+            assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
 @pytest.mark.parametrize('compiler', ['/none', 'false'])

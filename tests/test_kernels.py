@@ -184,7 +184,7 @@ def test_focal_loss_of_classes(gamma, dtype):
         assert implementation('focal_loss', z, labels, 1).__name__ == 'focal_loss_blocks'
         assert implementation('focal_loss', z, labels, 1, None, .1).__name__ == 'focal_values'
         assert implementation('focal_loss', z, read_labels(torch.rand(9, 33).softmax(1), z, 1), 1).__name__ == 'focal_values'
-    assert implementation('focal_loss', z, labels, 1).__name__ == 'focal_values'
+    with backend('auto'): assert implementation('focal_loss', z, labels, 1).__name__ == 'focal_values'
 
 
 def test_where_the_kernels_serve():
