@@ -142,6 +142,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'losslab.bench.plot_ratios': ('scale/bench.html#plot_ratios', 'losslab/bench.py'),
                                'losslab.bench.product_floor': ('scale/bench.html#product_floor', 'losslab/bench.py'),
                                'losslab.bench.quartiles': ('scale/bench.html#quartiles', 'losslab/bench.py'),
+                               'losslab.bench.ratio_table': ('scale/bench.html#ratio_table', 'losslab/bench.py'),
                                'losslab.bench.ratios': ('scale/bench.html#ratios', 'losslab/bench.py'),
                                'losslab.bench.report': ('scale/bench.html#report', 'losslab/bench.py'),
                                'losslab.bench.time_in_turns': ('scale/bench.html#time_in_turns', 'losslab/bench.py'),

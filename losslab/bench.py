@@ -7,7 +7,7 @@ Two runs of the same benchmark on the same computer differ by more than most imp
 # %% auto #0
 __all__ = ['overwriting', 'Ratio', 'quartiles', 'ratios', 'time_in_turns', 'Alive', 'peak_memory', 'training_step', 'learning',
            'Case', 'copy_floor', 'product_floor', 'composed_focal', 'composed_kl', 'composed_linear', 'cases', 'choose',
-           'compare', 'machine', 'report', 'main', 'plot_ratios']
+           'compare', 'machine', 'report', 'main', 'plot_ratios', 'ratio_table']
 
 # %% ../nbs/scale/74_bench.ipynb #c3b929a5
 import argparse
@@ -561,3 +561,22 @@ def plot_ratios(
             ax.errorbar(mid, y, xerr=[[mid-low], [high-mid]], fmt='o', ms=4, lw=1.2,
                         color=palette[_colors[w]])
     return _finish_axes(ax, rows, ways)
+
+# %% ../nbs/scale/74_bench.ipynb #43001919
+def ratio_table(
+    results:list, # from `compare`
+    dtype:str='float32', # of the inputs
+    large_pages:bool=False, # those that were measured with large pages?
+)->str: # a line for each case
+    "The time of each way of losslab as a multiple of PyTorch's, medians"
+    rows = _rows(results, dtype, large_pages)
+    ways = list(dict.fromkeys(w for o in rows.values() for w in o if w.startswith('losslab')))
+    names = [w.removeprefix('losslab').strip() or 'default' for w in ways]
+    titles = [' '.join(o) for o in rows]
+    wide = max(map(len, titles), default=0)
+    lines = [' '*wide + ''.join(f'{o:>{len(o)+3}}' for o in names)]
+    for title, row in zip(titles, rows.values()):
+        shown = (f'{row[w][1]:.2f}' if w in row else '' for w in ways)
+        cells = (f'{o:>{len(n)+3}}' for o, n in zip(shown, names))
+        lines.append(f'{title:{wide}}' + ''.join(cells))
+    return '\n'.join(o.rstrip() for o in lines)

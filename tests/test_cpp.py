@@ -1,4 +1,5 @@
 "The loop in C++ is the reference: values, gradients, odd sizes, odd numbers, labels out of range, no compiler"
+import ctypes
 import itertools
 import math
 import os
@@ -76,9 +77,36 @@ def assert_same(z, fn, **tolerance):
     assert_close(grad.double(), slope, **tolerance, equal_nan=True)
 
 
+def of_numbers(formula, x, to):
+    "`to`, filled by a formula of `x[i]` and `to[i]` in C++"
+    kind = {torch.float32: 'float', torch.bfloat16: 'bfloat16'}[to.dtype]
+    code = f'extern "C" void run(const float *x, {kind} *to, int64_t n) {{ for (int64_t i = 0; i < n; i++) {{ {formula}; }} }}'
+    cpp.build(cpp._source + code).run(*(ctypes.c_void_p(o.data_ptr()) for o in (x, to)), ctypes.c_int64(len(x)))
+    return to
+
+
+def test_numbers_in_half_precision():
+    "To the nearest, ties to the even one, and what is not finite stays that"
+    bits = torch.arange(0, 2**31, 12_347, dtype=torch.int64).to(torch.int32)
+    ties = torch.arange(0, 2**15, dtype=torch.int32)*2**16 + 2**15
+    x = torch.cat([bits, ties, ties - 1, ties + 1]).view(torch.float32)
+    x = torch.cat([x, -x])
+    assert torch.equal(of_numbers('store(to[i], x[i])', x, torch.empty_like(x, dtype=torch.bfloat16)).isnan(), x.isnan())
+    assert_close(of_numbers('store(to[i], x[i])', x, torch.empty_like(x, dtype=torch.bfloat16)), x.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize('formula,exact,low,high', [
+    ('to[i] = exponential(x[i])', torch.exp, -87, 0), ('to[i] = logarithm(x[i])', torch.log, 2, 1e6), ('to[i] = log1p_of(x[i])', torch.log1p, 0, 1)], ids=['exp', 'log', 'log1p'])
+def test_functions_are_as_exact_as_a_float(formula, exact, low, high):
+    x = torch.linspace(low, high, 300_001)
+    found, exact = of_numbers(formula, x, torch.empty_like(x)).double(), exact(x.double())
+    assert ((found - exact)/exact.clamp_min(1e-38)).abs().max() < 1.5*torch.finfo(torch.float32).eps
+
+
 @pytest.mark.parametrize('dtype', CLOSE, ids=str)
 @pytest.mark.parametrize('shape,dim', SHAPES, ids=str)
-def test_every_option(shape, dim, dtype):
+def test_every_option(shape, dim, dtype, monkeypatch):
+    monkeypatch.setattr(cpp._InCpp, 'mend', None) # nothing is left to the reference
     for options in OPTIONS:
         z, y, options = problem(shape, dim, options)
         z = z.to(dtype)
@@ -95,7 +123,7 @@ def test_in_place(shape, dim, dtype):
     for options, odd in itertools.product(OPTIONS, (False, True)):
         z, y, options = problem(shape, dim, options)
         leaf = z.to(dtype)
-        if odd: leaf.view(-1)[-1] = -torch.inf
+        if odd: leaf.view(-1)[0], leaf.view(-1)[-1] = torch.nan, -torch.inf
         leaf.requires_grad_()
         logits = leaf*1
         place = logits.data_ptr()
@@ -117,6 +145,25 @@ def test_numbers_that_are_odd(c, what):
     for o in {}, dict(label_smoothing=.1), dict(weight=torch.arange(c)/c), dict(z_loss=.1):
         assert_same(z, lambda x: ll.cross_entropy(x, y, reduction='none', **o))
         assert_same(z.view(2, 35, c).mT.contiguous(), lambda x: ll.cross_entropy(x, y.view(2, 35), reduction='none', **o))
+
+
+def test_deleted_classes_stay_in_the_loop(monkeypatch):
+    "Also where a step of a long row has no other"
+    monkeypatch.setattr(cpp._InCpp, 'mend', None)
+    for shape in (3, 5000), (70, 5), (2, 5, 70):
+        z, y = torch.randn(shape), torch.full(shape[:1] + shape[2:], shape[1] - 1)
+        z[:, :shape[1]*3//4] = -torch.inf
+        assert_same(z, lambda x: ll.cross_entropy(x, y, reduction='none'))
+        z[0, shape[1] - 2] = -torch.inf
+        assert_same(z, lambda x: ll.cross_entropy(x, y, reduction='none'))
+
+
+@pytest.mark.parametrize('high', [0, 3000, -1])
+def test_one_score_far_above_the_others(high):
+    "In any step of a row"
+    z, y = torch.randn(3, 5000), torch.tensor([1, 2500, 4999])
+    z[:, high] = 300.
+    assert_same(z, lambda x: ll.cross_entropy(x, y, reduction='none'))
 
 
 @pytest.mark.parametrize('shape', [(9, 5), (9, 65), (9, 5, 3)], ids=str)
