@@ -326,8 +326,7 @@ extern "C" void of_bfloat16(const bfloat16 *z, bfloat16 *to, const Job *j) { cro
 _answers = r'''
 static float log1p_of(float u) { // u from 0 to 1
     const float r = u/(2 + u), q = r*r;
-    float p = 1.f/17;
-    p = p*q + 1.f/15;
+    float p = 1.f/15;
     p = p*q + 1.f/13;
     p = p*q + 1.f/11;
     p = p*q + 1.f/9;
@@ -368,6 +367,10 @@ struct Focal {
 
 # %% ../nbs/scale/76_cpp.ipynb #54b427dc
 _gaussian = r'''
+static bool is_small(float x) { return x > -1 && x < 1; }
+
+static float grown(float x) { return x > 88 ? INFINITY : exponential(x) - 1; } // if x is not small
+
 static float beyond_tangent(float x) { // e^x - 1 - x
     float p = 1.f/39916800;
     p = p*x + 1.f/3628800;
@@ -379,8 +382,7 @@ static float beyond_tangent(float x) { // e^x - 1 - x
     p = p*x + 1.f/24;
     p = p*x + 1.f/6;
     p = p*x + .5f;
-    const float far = x > 88 ? INFINITY : exponential(x) - 1 - x;
-    return x > -1 && x < 1 ? p*x*x : far;
+    return is_small(x) ? p*x*x : grown(x) - x;
 }
 
 struct Gaussian {
@@ -389,7 +391,7 @@ struct Gaussian {
         const float rest = beyond_tangent(logvar);
         value = .5f*(rest + mu*mu);
         slope = mu;
-        other = .5f*(rest + logvar);
+        other = .5f*(is_small(logvar) ? rest + logvar : grown(logvar));
     }
 };
 '''

@@ -103,6 +103,14 @@ def test_functions_are_as_exact_as_a_float(formula, exact, low, high):
     assert ((found - exact)/exact.clamp_min(1e-38)).abs().max() < 1.5*torch.finfo(torch.float32).eps
 
 
+def test_the_rest_of_an_exponential():
+    "e^x - 1 - x keeps its digits near 0, where it is half of x squared"
+    x = torch.cat([torch.linspace(-5, 5, 100_001), torch.logspace(-15, 0, 1000), -torch.logspace(-15, 0, 1000)])
+    exact = x.double().expm1() - x.double()
+    exact = torch.where(x.abs() < 1e-3, sum(x.double()**k/math.factorial(k) for k in range(2, 6)), exact)
+    assert_close(of_numbers('to[i] = beyond_tangent(x[i])', x, torch.empty_like(x)).double(), exact, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize('dtype', CLOSE, ids=str)
 @pytest.mark.parametrize('shape,dim', SHAPES, ids=str)
 def test_every_option(shape, dim, dtype, monkeypatch):
@@ -294,6 +302,16 @@ def test_numbers_that_are_none():
             found = slopes_of(loss_fn, z)
             with backend('reference'): exact = slopes_of(loss_fn, z)
             for a, b in zip(found, exact): assert_close(a, b, equal_nan=True)
+
+
+@pytest.mark.parametrize('logvar', [-1e30, -200., -87.5, 87.9, 88.5, 89., 128., 200., 1e30])
+def test_variances_that_are_extreme(logvar):
+    mu, x = torch.randn(3000), torch.randn(3000)
+    x[7] = logvar
+    def loss_fn(mu, x): return ll.gaussian_kl_loss(mu, x, dim=None, reduction='none')
+    found = slopes_of(loss_fn, mu, x)
+    with backend('reference'): exact = slopes_of(loss_fn, mu, x)
+    for a, b in zip(found, exact): assert_close(a, b, rtol=2e-5, atol=1e-6)
 
 
 def test_threads_of_single_numbers():
