@@ -659,6 +659,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                             'losslab/kernels.py'),
                                  'losslab.kernels.gaussian_kl_blocks': ('scale/kernels.html#gaussian_kl_blocks', 'losslab/kernels.py'),
                                  'losslab.kernels.kl_div_blocks': ('scale/kernels.html#kl_div_blocks', 'losslab/kernels.py'),
+                                 'losslab.kernels.may_compile': ('scale/kernels.html#may_compile', 'losslab/kernels.py'),
                                  'losslab.kernels.run_cross_entropy': ('scale/kernels.html#run_cross_entropy', 'losslab/kernels.py'),
                                  'losslab.kernels.sigmoid_focal_blocks': ('scale/kernels.html#sigmoid_focal_blocks', 'losslab/kernels.py')},
             'losslab.kl': { 'losslab.kl.GaussianKLLoss': ('generative/kl.html#gaussianklloss', 'losslab/kl.py'),

@@ -13,6 +13,7 @@ import functools
 import math
 import os
 import platform
+import shlex
 import subprocess
 import tempfile
 import warnings
@@ -25,7 +26,7 @@ from .core import by_formula, implements
 from .labels import Labels
 from .categorical import cross_entropy_values
 from . import kernels
-from .kernels import (CrossEntropyKernel, compiled, fresh, fusible_cross_entropy,
+from .kernels import (CrossEntropyKernel, fresh, fusible_cross_entropy, may_compile,
                              run_cross_entropy)
 
 # %% ../nbs/scale/76_cpp.ipynb #8a1f1662
@@ -39,8 +40,8 @@ def build(
     wide = ['-mprefer-vector-width=512']*(platform.machine() == 'x86_64')
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder)/'kernel.so'
-        command = [os.environ.get('CXX', 'c++'), *_flags, *wide, '-o', library]
-        subprocess.run(command, input=source, text=True, check=True, capture_output=True)
+        command = [*shlex.split(os.environ.get('CXX', 'c++')), *_flags, *wide, '-o', library]
+        subprocess.run(command, input=source.encode(), check=True, capture_output=True)
         return ctypes.CDLL(str(library))
 
 # %% ../nbs/scale/76_cpp.ipynb #40ca30c5
@@ -140,7 +141,7 @@ template<int W> struct Places {
 _row_step = r'''
 struct Step { int64_t begin, end; float top, total, spread; };
 
-template<class T> static void visit(const T *z, float *__restrict e, Step &s, const Job &j) {
+template<class T> static void visit(const T *z, float *__restrict e, Step &s, float pivot, const Job &j) {
     const float scale = j.scale;
     float top = -INFINITY, total = 0, spread = 0;
     #pragma omp simd reduction(max:top)
@@ -150,7 +151,7 @@ template<class T> static void visit(const T *z, float *__restrict e, Step &s, co
     }
     if (j.even) {
         #pragma omp simd reduction(+:spread)
-        for (int64_t k = s.begin; k < s.end; k++) spread += e[k]*j.weigh(k);
+        for (int64_t k = s.begin; k < s.end; k++) spread += (e[k] - pivot)*j.weigh(k);
     }
     const float from = top == -INFINITY ? 0 : top; // a step of deleted classes
     #pragma omp simd reduction(+:total)
@@ -179,13 +180,14 @@ template<class T> static float row(const T *z, T *to, float *e, std::vector<Step
                                    const Job &j, int64_t i) {
     if (!j.counts(i) && j.grad) memset(to, 0, j.classes*sizeof(T));
     if (!j.counts(i) || !j.exists(i)) return j.loss_without(i);
+    const int64_t y = j.index[i];
+    const float pivot = load(z[y])*j.scale;
     double total = 0, spread = 0;
     float top = -INFINITY;
-    for (auto &s : steps) visit(z, e, s, j), top = std::max(top, s.top);
+    for (auto &s : steps) visit(z, e, s, pivot, j), top = std::max(top, s.top);
     for (auto &s : steps) total += s.total*exponential(s.top - top), spread += s.spread;
-    const int64_t y = j.index[i];
-    Places<1> f = {{top}, {float(total)}, {load(z[y])*j.scale - top}, {0}};
-    if (j.even) f.spread[0] = j.even*spread - j.much*top;
+    Places<1> f = {{top}, {float(total)}, {pivot - top}, {0}};
+    if (j.even) f.spread[0] = j.even*spread - j.much*(top - pivot);
     f.ask(j, i, 0);
     f.finish(j.even, j.much, j.z_loss);
     if (j.grad && std::isfinite(f.loss[0])) slopes(z, to, e, steps, f, j, y);
@@ -459,9 +461,9 @@ def _library():
     "The functions of `_source`, or None where they cannot be had"
     try: return build(_source)
     except (OSError, subprocess.CalledProcessError) as e:
-        said = getattr(e, 'stderr', None) or str(e)
+        said = getattr(e, 'stderr', b'').decode(errors='replace').strip() or str(e)
         warnings.warn("compile_kernels: the cross-entropy in C++ was not built, torch.compile or "
-                      f"blocks serve instead: {said.strip().splitlines()[0]}", stacklevel=2)
+                      f"blocks serve instead: {said.splitlines()[0]}", stacklevel=2)
 
 def has_cpp_kernel()->bool: # can `compile_kernels` use it?
     "Is there a cross-entropy in C++ on this machine? The first call builds it"
@@ -480,9 +482,10 @@ class _Job(ctypes.Structure): _fields_ = [*_kinds.items()]
 class _InCpp(CrossEntropyKernel):
     "Cross entropy of hard labels, by one loop over the scores"
     def run(self, grad, logits):
+        if not may_compile(): return super().run(grad, logits)
         out = None if grad is None else logits if self.inplace else fresh(logits)
         losses = logits.new_empty(logits.select(self.axis, 0).shape, dtype=torch.float32)
-        if grad is not None: grad = grad.expand(losses.shape).contiguous()
+        if grad is not None: grad = grad.resolve_neg().expand(losses.shape).contiguous()
         self.call(logits, out, grad, losses)
         if not math.isfinite(losses.sum()): self.mend(logits, out, grad, losses)
         return losses, None if out is None else (out,)
@@ -521,7 +524,8 @@ def mend(self:_InCpp, logits, out, grad, losses):
 # %% ../nbs/scale/76_cpp.ipynb #19fb2dd0
 def _able(logits, labels, axis, weight=None, label_smoothing=0., softcap=None, temperature=1.,
           z_loss=0., inplace=False):
-    if not compiled.on or softcap is not None or labels.index is None: return False
+    if not may_compile() or softcap is not None or labels.index is None: return False
+    if weight is not None and not math.isfinite(weight.sum()): return False
     fits = axis == logits.ndim-1 or logits.shape[axis] <= 1024
     if not fits or logits.dtype not in (torch.float32, torch.bfloat16): return False
     return fusible_cross_entropy(logits, labels, axis, weight, label_smoothing, None, temperature,
@@ -558,12 +562,13 @@ class _Each(ctypes.Structure):
 def _run_each(name, kernel, grad, *inputs):
     "As `kernel.run`; None if the blocks must run it"
     like, kept = inputs[0], inputs[0].shape[:inputs[0].ndim-kernel.dims]
-    if any(o.dtype != torch.float32 for o in inputs) or not has_cpp_kernel(): return None
+    alike = all(o.dtype == torch.float32 and o.shape == like.shape for o in inputs)
+    if not alike or not has_cpp_kernel(): return None
     rows = math.prod(kept) if kernel.dims else 1
     width = like.numel()//rows
     values = None if kernel.dims else fresh(like)
     slopes = [] if grad is None else [fresh(o) for o in inputs[:kernel.learn]]
-    if grad is not None: grad = grad.expand(kept).contiguous()
+    if grad is not None: grad = grad.resolve_neg().expand(kept).contiguous()
     sums = like.new_empty(rows, -(-width//2**14), dtype=torch.double)
     places = *inputs, grad, values, *slopes, *[None]*(2-len(slopes)), sums
     places = [None if o is None else o.data_ptr() for o in places]

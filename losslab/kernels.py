@@ -7,8 +7,8 @@ The formulas of losslab are references: short, readable, differentiable. Where t
 # %% auto #0
 __all__ = ['block_size', 'narrow', 'compiled_size', 'compiled_runs', 'block_shape', 'cut', 'fresh', 'fusible',
            'CrossEntropyKernel', 'check_overwritable', 'fusible_cross_entropy', 'run_cross_entropy',
-           'cross_entropy_blocks', 'compiled', 'compile_kernels', 'binary_cross_entropy_blocks', 'sigmoid_focal_blocks',
-           'gaussian_kl_blocks', 'kl_div_blocks', 'focal_loss_blocks']
+           'cross_entropy_blocks', 'compiled', 'compile_kernels', 'may_compile', 'binary_cross_entropy_blocks',
+           'sigmoid_focal_blocks', 'gaussian_kl_blocks', 'kl_div_blocks', 'focal_loss_blocks']
 
 # %% ../nbs/scale/72_kernels.ipynb #8ba3665e
 import ctypes
@@ -144,7 +144,7 @@ def fusible(
 
 def _is_plain(t):
     if type(t) not in (Tensor, torch.nn.Parameter) or t.device.type != 'cpu': return False
-    return t.is_contiguous() and t.is_floating_point()
+    return t.is_contiguous() and t.is_floating_point() and not t.is_neg()
 
 # %% ../nbs/scale/72_kernels.ipynb #26637f33
 class _Options(NamedTuple):
@@ -471,10 +471,13 @@ def compile_kernels(
 # %% ../nbs/scale/72_kernels.ipynb #74040c85
 compiled_size = 2**17 # numbers from which a compiled loop wins
 
+def may_compile()->bool: # here and now
+    "Are compiled kernels wanted, and does nobody watch their operations?"
+    return compiled.on and not is_in_torch_dispatch_mode()
+
 def _fusing(like):
     "Is the kernel for these numbers compiled?"
-    large = like.numel() >= compiled_size
-    return compiled.on and large and not is_in_torch_dispatch_mode()
+    return like.numel() >= compiled_size and may_compile()
 
 def _cut_shape(like, n, c, m):
     "The shape of a block, or of everything where the kernel is compiled"
@@ -533,7 +536,7 @@ compiled_runs = {} # of formulas: functions that run as below, or return None
 @patch
 def run(self:_Elementwise, grad, *inputs):
     "The values, and the gradients for `grad` if there is one"
-    other = compiled_runs.get(self.formula) if compiled.on else None
+    other = compiled_runs.get(self.formula) if may_compile() else None
     done = None if other is None else other(self, grad, *inputs)
     return self.run_blocks(grad, *inputs) if done is None else done
 

@@ -1,4 +1,5 @@
 "The loop in C++ is the reference: values, gradients, odd sizes, odd numbers, labels out of range, no compiler"
+import contextlib
 import ctypes
 import itertools
 import math
@@ -11,6 +12,7 @@ import pytest
 import test_kernels
 import torch
 import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
 from torch.testing import assert_close
 
 import losslab as ll
@@ -131,7 +133,9 @@ def test_in_place(shape, dim, dtype):
     for options, odd in itertools.product(OPTIONS, (False, True)):
         z, y, options = problem(shape, dim, options)
         leaf = z.to(dtype)
-        if odd: leaf.view(-1)[0], leaf.view(-1)[-1] = torch.nan, -torch.inf
+        if odd: # the label of the first element is impossible
+            leaf.movedim(dim, -1)[(0,)*(leaf.ndim-1)][y.view(-1)[0]] = -torch.inf
+            leaf.view(-1)[-1] = torch.nan
         leaf.requires_grad_()
         logits = leaf*1
         place = logits.data_ptr()
@@ -164,6 +168,43 @@ def test_deleted_classes_stay_in_the_loop(monkeypatch):
         assert_same(z, lambda x: ll.cross_entropy(x, y, reduction='none'))
         z[0, shape[1] - 2] = -torch.inf
         assert_same(z, lambda x: ll.cross_entropy(x, y, reduction='none'))
+
+
+def test_what_the_loops_must_not_see():
+    "Fake outputs, numbers whose sign is kept elsewhere, inputs of several shapes, weights that are none"
+    z, y = torch.randn(64, 300), torch.randint(300, (64,))
+    leaf = z.clone().requires_grad_()
+    loss = ll.cross_entropy(leaf, y, reduction='none')
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for fn in lambda: ll.cross_entropy(z, y), lambda: ll.gaussian_kl_loss(z, z), lambda: torch.autograd.grad(loss.sum(), leaf):
+            with contextlib.suppress(Exception): fn()
+    turned = torch.tensor([2j]).conj().imag
+    assert_close(ll.binary_cross_entropy_with_logits(turned, torch.ones(1)), torch.tensor(2.1269), rtol=1e-4, atol=0)
+    back = torch.autograd.grad(ll.cross_entropy(leaf[:1], y[:1], reduction='none'), leaf, turned)[0]
+    assert_close(back[:1], -2*(z[:1].softmax(1) - F.one_hot(y[:1], 300)))
+    z, column = torch.ones(40, 300), torch.cat([torch.rand(40), torch.zeros(40*299)])[:40].view(40, 1) # what lies behind is 0
+    assert_close(kernels.binary_cross_entropy_blocks(z, column, axes=(1,)), F.binary_cross_entropy_with_logits(z, column.expand_as(z), reduction='none').sum(1))
+    for bad in torch.inf, torch.nan:
+        weight = torch.tensor([1., bad, 1.])
+        for mask in None, torch.tensor([True, False]):
+            assert_same(torch.zeros(2, 3), lambda x: ll.cross_entropy(x, torch.tensor([0, 2]), weight=weight, mask=mask, reduction='none'))
+
+
+@pytest.mark.parametrize('smoothing', [.1, 1.])
+@pytest.mark.parametrize('shape', [(8, 3000), (8, 10), (2, 30, 40)], ids=str)
+def test_what_scores_have_in_common_cancels(shape, smoothing):
+    z, y = 3*torch.randn(shape), torch.randint(shape[1], shape[:1] + shape[2:])
+    for offset in 30., -1e3, 1e4:
+        assert_same(z + offset, lambda x: ll.cross_entropy(x, y, label_smoothing=smoothing, reduction='none'))
+
+
+@pytest.mark.parametrize('c', [5, 70])
+def test_labels_and_masks_that_are_views(c):
+    "Of any stride and any dtype of whole numbers"
+    z, y, mask = torch.randn(6, c, 7), torch.randint(c, (7, 12))[:, ::2].T, (torch.rand(7, 6) < .7).T
+    for labels in y, y.int(), y.to(torch.uint8): assert_same(z, lambda x: ll.cross_entropy(x, labels, mask=mask, reduction='none'))
+    rows = z[..., 0].contiguous()
+    for labels, counts in (y[:, 0], mask[:, 0]), (y[:1, 0].expand(6), mask[:1, 1].expand(6)): assert_same(rows, lambda x: ll.cross_entropy(x, labels, mask=counts, reduction='none'))
 
 
 @pytest.mark.parametrize('high', [0, 3000, -1])
