@@ -165,7 +165,7 @@ template<class T> static void visit(const T *z, float *__restrict e, Step &s, fl
 
 # %% ../nbs/scale/76_cpp.ipynb #5cff500e
 _row = r'''
-template<class T> static void slopes(const T *z, T *to, float *e, const std::vector<Step> &steps,
+template<class T> static void slopes(T *to, float *e, const std::vector<Step> &steps,
                                      const Places<1> &f, const Job &j, int64_t y) {
     for (auto &s : steps) {
         const float times = f.times[0]*exponential(s.top - f.top[0]), less = f.less[0];
@@ -190,7 +190,7 @@ template<class T> static float row(const T *z, T *to, float *e, std::vector<Step
     if (j.even) f.spread[0] = j.even*spread - j.much*(top - pivot);
     f.ask(j, i, 0);
     f.finish(j.even, j.much, j.z_loss);
-    if (j.grad && std::isfinite(f.loss[0])) slopes(z, to, e, steps, f, j, y);
+    if (j.grad && std::isfinite(f.loss[0])) slopes(to, e, steps, f, j, y);
     return f.loss[0];
 }
 '''
