@@ -572,11 +572,12 @@ def ratio_table(
     rows = _rows(results, dtype, large_pages)
     ways = list(dict.fromkeys(w for o in rows.values() for w in o if w.startswith('losslab')))
     names = [w.removeprefix('losslab').strip() or 'default' for w in ways]
+    names = ['both' if o == 'inplace compiled' else o for o in names]
     titles = [' '.join(o) for o in rows]
     wide = max(map(len, titles), default=0)
-    lines = [' '*wide + ''.join(f'{o:>{len(o)+3}}' for o in names)]
+    lines = [' '*wide + ''.join(f'{o:>{len(o)+2}}' for o in names)]
     for title, row in zip(titles, rows.values()):
         shown = (f'{row[w][1]:.2f}' if w in row else '' for w in ways)
-        cells = (f'{o:>{len(n)+3}}' for o, n in zip(shown, names))
+        cells = (f'{o:>{len(n)+2}}' for o, n in zip(shown, names))
         lines.append(f'{title:{wide}}' + ''.join(cells))
     return '\n'.join(o.rstrip() for o in lines)
