@@ -319,6 +319,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'losslab.cpp._InCpp.run': ('scale/cpp.html#_incpp.run', 'losslab/cpp.py'),
                              'losslab.cpp._Job': ('scale/cpp.html#_job', 'losslab/cpp.py'),
                              'losslab.cpp._able': ('scale/cpp.html#_able', 'losslab/cpp.py'),
+                             'losslab.cpp._addresses': ('scale/cpp.html#_addresses', 'losslab/cpp.py'),
                              'losslab.cpp._library': ('scale/cpp.html#_library', 'losslab/cpp.py'),
                              'losslab.cpp._run_each': ('scale/cpp.html#_run_each', 'losslab/cpp.py'),
                              'losslab.cpp._wins': ('scale/cpp.html#_wins', 'losslab/cpp.py'),

@@ -19,7 +19,7 @@ import losslab as ll
 from losslab import cpp, kernels
 from losslab.core import backend, compute, implementation
 from losslab.labels import Labels, read_labels
-from oracle import assert_unspoilt
+from oracle import assert_unspoilt, cotangent, value_and_grad
 
 pytestmark = pytest.mark.skipif(not shutil.which(os.environ.get('CXX', 'c++')), reason='needs a C++ compiler')
 CLOSE = {torch.float32: dict(rtol=2e-6, atol=2e-7), torch.bfloat16: dict(rtol=1e-2, atol=1e-6)}
@@ -46,18 +46,7 @@ globals().update({o: getattr(test_kernels, o) for o in (
 fused = test_kernels.fused
 
 
-def problem(shape, dim, options):
-    "Logits in double precision and float32 options; masked elements hold nan"
-    torch.manual_seed(0)
-    axis = dim % len(shape)
-    places, c = shape[:axis] + shape[axis+1:], shape[axis]
-    z, y, options = 3*torch.randn(shape).double(), torch.randint(c, places), options | dict(dim=dim)
-    if 'weight' in options: options['weight'] = torch.rand(c)
-    if 'sample_weight' in options: options['sample_weight'] = torch.rand(places)
-    if 'mask' in options:
-        options['mask'] = torch.rand(places) < .6
-        z = z.masked_fill(~options['mask'].unsqueeze(axis), torch.nan)
-    return z, y, options
+def problem(shape, dim, options): return test_kernels.problem(shape, dim, torch.float64, False, options, False)
 
 
 def serves(z, y, dim=1, **options): return implementation('cross_entropy', z, read_labels(y, z, dim % z.ndim), dim % z.ndim, **options) is cpp.cross_entropy_in_cpp
@@ -68,8 +57,7 @@ def both(z, fn):
     for name, x in ('fused', z), ('reference', z.double()):
         x = x.clone().requires_grad_()
         with backend(name): loss = fn(x)
-        g = torch.linspace(1, 2, loss.numel()).view(loss.shape).to(loss)
-        yield loss.detach(), torch.autograd.grad((loss*g).sum(), x)[0]
+        yield loss.detach(), torch.autograd.grad((loss*cotangent(loss)).sum(), x)[0]
 
 
 def assert_same(z, fn, **tolerance):
@@ -110,7 +98,7 @@ def test_the_rest_of_an_exponential():
     x = torch.cat([torch.linspace(-5, 5, 100_001), torch.logspace(-15, 0, 1000), -torch.logspace(-15, 0, 1000)])
     exact = x.double().expm1() - x.double()
     exact = torch.where(x.abs() < 1e-3, sum(x.double()**k/math.factorial(k) for k in range(2, 6)), exact)
-    assert_close(of_numbers('to[i] = beyond_tangent(x[i])', x, torch.empty_like(x)).double(), exact, rtol=1e-6, atol=0)
+    assert_close(of_numbers('to[i] = exp_above_tangent(x[i])', x, torch.empty_like(x)).double(), exact, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize('dtype', CLOSE, ids=str)
@@ -271,6 +259,12 @@ def test_derivatives():
     with torch.no_grad(): assert_close(fn(leaf), loss)
 
 
+def test_many_weights_at_once():
+    z, y, weights = torch.randn(64, 70), torch.randint(70, (64,)), torch.rand(3, 70)
+    def fn(weight): return ll.cross_entropy(z, y, weight=weight)
+    assert_close(torch.func.vmap(fn)(weights), torch.stack([fn(o) for o in weights]))
+
+
 def test_labels_and_weights_that_change():
     z, y, w = torch.randn(70, 33, requires_grad=True), torch.randint(1, 33, (70,)), torch.rand(33)
     for read in y, w: assert_unspoilt(lambda: ll.cross_entropy(z, y, weight=w, reduction='none').sum(), z, read)
@@ -313,12 +307,6 @@ def answers(shape, hard):
         if len(shape) > 1: yield lambda mu, logvar, r=reduction: ll.gaussian_kl_loss(mu, logvar, reduction=r), mu, logvar
 
 
-def slopes_of(fn, *inputs):
-    inputs = [o.clone().requires_grad_() for o in inputs]
-    loss = fn(*inputs)
-    return loss.detach(), *torch.autograd.grad((loss*torch.linspace(1, 2, loss.numel()).view(loss.shape).to(loss)).sum(), inputs)
-
-
 @pytest.mark.parametrize('hard', [False, True])
 @pytest.mark.parametrize('shape', SHAPES_OF_ANSWERS, ids=str)
 def test_single_numbers_against_double_precision(shape, hard, monkeypatch):
@@ -327,9 +315,9 @@ def test_single_numbers_against_double_precision(shape, hard, monkeypatch):
     torch.manual_seed(3)
     for fn, *inputs in answers(shape, hard):
         ran.clear()
-        found = slopes_of(fn, *inputs)
+        found = value_and_grad(fn, *inputs)
         assert ran and all(o is not None for o in ran)
-        with backend('reference'): exact = slopes_of(fn, *(o.double() for o in inputs))
+        with backend('reference'): exact = value_and_grad(fn, *(o.double() for o in inputs))
         for a, b in zip(found, exact): assert_close(a.double(), b, rtol=4e-6, atol=2e-7)
 
 
@@ -340,8 +328,8 @@ def test_numbers_that_are_none():
         z[7] = value
         for fn in ll.binary_cross_entropy_with_logits, ll.sigmoid_focal_loss:
             def loss_fn(z): return fn(z, y, reduction='none')
-            found = slopes_of(loss_fn, z)
-            with backend('reference'): exact = slopes_of(loss_fn, z)
+            found = value_and_grad(loss_fn, z)
+            with backend('reference'): exact = value_and_grad(loss_fn, z)
             for a, b in zip(found, exact): assert_close(a, b, equal_nan=True)
 
 
@@ -350,8 +338,8 @@ def test_variances_that_are_extreme(logvar):
     mu, x = torch.randn(3000), torch.randn(3000)
     x[7] = logvar
     def loss_fn(mu, x): return ll.gaussian_kl_loss(mu, x, dim=None, reduction='none')
-    found = slopes_of(loss_fn, mu, x)
-    with backend('reference'): exact = slopes_of(loss_fn, mu, x)
+    found = value_and_grad(loss_fn, mu, x)
+    with backend('reference'): exact = value_and_grad(loss_fn, mu, x)
     for a, b in zip(found, exact): assert_close(a, b, rtol=2e-5, atol=1e-6)
 
 
