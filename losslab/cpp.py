@@ -26,8 +26,8 @@ from .core import by_formula, implements
 from .labels import Labels
 from .categorical import cross_entropy_values
 from . import kernels
-from .kernels import (CrossEntropyKernel, fresh, fusible_cross_entropy, may_compile,
-                             run_cross_entropy)
+from .kernels import (CrossEntropyKernel, fresh, fusible_cross_entropy, has_short_rows,
+                             may_compile, run_cross_entropy)
 
 # %% ../nbs/scale/76_cpp.ipynb #8a1f1662
 _flags = ['-O3', '-march=native', '-fopenmp', '-fno-math-errno', '-fno-trapping-math', '-std=c++17',
@@ -535,8 +535,7 @@ def _able(logits, labels, axis, weight=None, label_smoothing=0., softcap=None, t
     return known and has_cpp_kernel()
 
 def _wins(logits, labels, axis, *options, **named):
-    few = logits.shape[axis] < kernels.narrow
-    return logits.numel() >= (2**15 if few else 2**19)
+    return logits.numel() >= (2**15 if has_short_rows(logits, axis) else 2**19)
 
 @implements('cross_entropy', able=_able, wins=_wins)
 def cross_entropy_in_cpp(

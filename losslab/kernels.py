@@ -6,7 +6,7 @@ The formulas of losslab are references: short, readable, differentiable. Where t
 
 # %% auto #0
 __all__ = ['block_size', 'narrow', 'compiled_size', 'compiled_runs', 'block_shape', 'cut', 'fresh', 'fusible',
-           'CrossEntropyKernel', 'check_overwritable', 'fusible_cross_entropy', 'run_cross_entropy',
+           'CrossEntropyKernel', 'check_overwritable', 'fusible_cross_entropy', 'has_short_rows', 'run_cross_entropy',
            'cross_entropy_blocks', 'compiled', 'compile_kernels', 'may_compile', 'binary_cross_entropy_blocks',
            'sigmoid_focal_blocks', 'gaussian_kl_blocks', 'kl_div_blocks', 'focal_loss_blocks']
 
@@ -40,10 +40,12 @@ def block_shape(
     n:int, # rows
     c:int, # numbers that stay together
     p:int=1, # places behind them
+    size:int|None=None, # numbers in a block, `block_size` if None
 )->tuple: # rows and places of a block
     "How many rows and places make a block of `(n, c, p)`"
-    if c*p <= block_size: return max(1, block_size // (c*p)), p
-    return 1, max(1, block_size // c)
+    size = size or block_size
+    if c*p <= size: return max(1, size // (c*p)), p
+    return 1, max(1, size // c)
 
 def cut(
     tensors:tuple, # (n, ..., P) or (n,); all but the first may be None
@@ -94,9 +96,10 @@ def _known_slope(divisor, *inputs):
     like = inputs[0]
     n = divisor() if divisor and learns and like.dtype != torch.half else None
     if n is None: return None
-    one = torch.ones((), dtype=share_dtype(like), device=like.device)
-    slope = (one/n).detach().to(one.dtype).reshape(())
-    return slope if 0 < slope.item() < math.inf else None
+    if isinstance(n, Tensor): n = n.item()
+    slope = 1/n if n else 0.
+    if not 0 < slope < math.inf: return None
+    return torch.full((), slope, dtype=share_dtype(like), device=like.device)
 
 def _is_even(t): return all(n == 1 or s == 0 for n, s in zip(t.shape, t.stride()))
 
@@ -163,8 +166,8 @@ def _at_index(index, o):
 def _at_all(shares, classes, o):
     "a: the weight of every class in a label, None if there is none"
     if shares is None and not o.label_smoothing: return None
-    even = o.label_smoothing/classes
-    a = even if shares is None else (1-o.label_smoothing)*shares + even
+    a = even = o.label_smoothing/classes
+    if shares is not None: a = (1-o.label_smoothing)*shares + even if even else shares
     return a if o.weight is None else a*o.weight.view(1, -1, 1)
 
 # %% ../nbs/scale/72_kernels.ipynb #744e4fe5
@@ -197,29 +200,51 @@ def _row_losses(sums, h, o):
     if sums.spread is not None: loss -= sums.spread
     return loss.add_((log + sums.top).square_(), alpha=o.z_loss) if o.z_loss else loss
 
-def _row_factor(grad, sums, h, o):
-    "What multiplies the exponentials in (4)"
+def _row_count(sums, h, o):
+    "What multiplies the softmax in (4)"
     count = h if sums.much is None else sums.much + h
-    if o.z_loss: count = count + 2*o.z_loss*(sums.total.log() + sums.top)
-    return grad*count/sums.total
+    return count + 2*o.z_loss*(sums.total.log() + sums.top) if o.z_loss else count
 
 # %% ../nbs/scale/72_kernels.ipynb #a8e7717c
-def _visit(x, index, shares, h, o, w, grad=None, out=None, top=None):
-    "The sums of a block `(n, C, P)`; its gradient for `grad` goes into `out`, through `w`"
-    scores, a = _scores(x, o), _at_all(shares, x.shape[1], o)
-    if top is None: top = scores.amax(1, keepdim=True).to(share_dtype(x))
+def _add_classes(a, w):
+    "The sum of `a` over the classes, of which it may hold one for all"
+    if isinstance(a, Tensor): return a.sum(1, keepdim=True)
+    return w.new_full((1, 1, 1), a*w.shape[1])
+
+def _raise_below_top(scores, index, a, w, top):
+    "The exponentials of `z-m`, their sum in each row, and all that (3) needs"
+    if top is None: top = scores.amax(1, keepdim=True).to(share_dtype(scores))
     w = torch.sub(scores, top, out=w)
     picked = None if index is None else w.gather(1, index)
     spread = None if a is None else (w*a).sum(1, keepdim=True)
-    much = None if a is None else (a*torch.ones_like(w[:1, :, :1])).sum(1, keepdim=True)
-    sums = _Sums(top, w.exp_().sum(1, keepdim=True), picked, spread, much)
-    if out is not None: _slopes(w, scores, a, index, sums, h, o, grad, out)
+    much = None if a is None else _add_classes(a, w)
+    total = w.exp_().sum(1, keepdim=True)
+    return w, total, _Sums(top, total, picked, spread, much)
+
+# %% ../nbs/scale/72_kernels.ipynb #c6ec662f
+def _raise_as_they_are(scores, label, w):
+    "The same for `e^z` itself; None where that is no ordinary number"
+    if label is None: return None
+    w = torch.exp(scores, out=w) if w.dtype == scores.dtype else w.copy_(scores).exp_()
+    total = w.sum(1, keepdim=True)
+    if not total.amax() < 1e24: return None
+    return w, total, _Sums(label, total*label.neg().exp_(), None, None, None)
+
+# %% ../nbs/scale/72_kernels.ipynb #b7f7dde0
+def _visit(x, index, shares, h, o, w, grad=None, out=None, top=None, label=None):
+    "The sums of a block `(n, C, P)`; its gradient for `grad` goes into `out`, through `w`"
+    scores, a = _scores(x, o), _at_all(shares, x.shape[1], o)
+    raised = _raise_as_they_are(scores, label, w)
+    w, total, sums = raised or _raise_below_top(scores, index, a, w, top)
+    if out is None: return sums
+    w.mul_(grad*_row_count(sums, h, o)/total)
+    _slopes(w, scores, a, index, h, o, grad, out)
     return sums
 
-def _slopes(w, scores, a, index, sums, h, o, grad, out):
-    "Equation (4), from exponentials in `w`"
-    w.mul_(_row_factor(grad, sums, h, o))
-    if a is not None: w.sub_(grad*a)
+def _slopes(w, scores, a, index, h, o, grad, out):
+    "The rest of (4), for the logits, from its first term in `w`"
+    if isinstance(a, Tensor): w.addcmul_(grad, a, value=-1)
+    elif a is not None: w.sub_(grad*a)
     if index is not None: _hit(w, index, -grad*h)
     if o.softcap is not None or o.temperature != 1: w.mul_(_slope(scores, o))
     if w is not out: out.copy_(w)
@@ -270,6 +295,7 @@ class _Block(NamedTuple):
     shares:Tensor|None
     index:Tensor|None
     mask:Tensor|None
+    label:Tensor|None # its score, where (5) may serve
     grad:Tensor|None # of the losses
 
 @patch
@@ -279,14 +305,26 @@ def sizes(self:CrossEntropyKernel, logits):
     return n, c, logits.numel()//(n*c)
 
 @patch
-def cut(self:CrossEntropyKernel, logits, out, grad, *rows):
+def cut(self:CrossEntropyKernel, logits, out, label, *rows):
     "The blocks, and the pieces of `rows` for each"
+    lean = label is not None and logits.dtype == share_dtype(logits)
     n, c, m = self.sizes(logits)
     index, shares, mask, _ = self.labels
     wide = [o if o is None else o.reshape(n, c, m) for o in (logits, out, shares)]
-    rows = [o if o is None else o.reshape(n, 1, m) for o in (index, mask, grad, *rows)]
-    for x, o, *other in cut((*wide, *rows), *_cut_shape(logits, n, c, m)):
-        yield _Block(x, x if out is logits else o, *other[:4]), other[4:]
+    rows = [o if o is None else o.reshape(n, 1, m) for o in (index, mask, label, *rows)]
+    size = 4*block_size if lean else None # nothing lies beside logits and gradient
+    for x, o, *other in cut((*wide, *rows), *_cut_shape(logits, n, c, m, size)):
+        yield _Block(x, x if out is logits else o, *other[:5]), other[5:]
+
+# %% ../nbs/scale/72_kernels.ipynb #e1b0a317
+@patch
+def near_labels(self:CrossEntropyKernel, logits):
+    "The score of each label, if there is one and `e` to it is an ordinary number everywhere"
+    index, _, mask, _ = self.labels
+    if index is None or self.options.label_smoothing or _fusing(logits): return None
+    label = logits.gather(self.axis, index.unsqueeze(self.axis)).squeeze(self.axis)
+    label = keep(_scores(label, self.options).to(share_dtype(logits)), mask)
+    return label if label.abs().amax() < 32 else None
 
 # %% ../nbs/scale/72_kernels.ipynb #22c02a71
 @patch
@@ -296,7 +334,8 @@ def run(self:CrossEntropyKernel, grad, logits):
     losses = logits.new_zeros(logits.select(self.axis, 0).shape, dtype=share_dtype(logits))
     sums = self.new_sums(losses)
     if grad is not None: grad = grad.expand(losses.shape).contiguous()
-    blocks, scratch = [*self.cut(logits, out, grad, *sums, losses)], _Scratch(logits)
+    rows = self.near_labels(logits), grad, *sums, losses
+    blocks, scratch = [*self.cut(logits, out, *rows)], _Scratch(logits)
     for block, parts in blocks: self.fill(block, parts, scratch)
     if out is not logits and not _finite(sums):
         for block, parts in blocks: _finite(parts) or self.leave(block, parts)
@@ -328,11 +367,12 @@ def fill(self:CrossEntropyKernel, block, parts, scratch):
 @patch
 def sums_of(self:CrossEntropyKernel, block, scratch):
     "The sums, with the gradient written; None if only the reference can compute it"
-    x, out, shares, index, _, grad = block
+    x, out, shares, index, _, label, grad = block
     o, h = self.options, 0. if index is None else _at_index(index, self.options)
     if _fusing(x): return _compiled_sums(x, out, shares, index, grad, o, h)
     w = scratch(x) if out is None or out.dtype != scratch.kind else out
-    if x is not out: return _visit(x, index, shares, h, o, w, grad, out)
+    near = label is not None and (x is not out or x.amax()/o.temperature < 32)
+    if near or x is not out: return _visit(x, index, shares, h, o, w, grad, out, label=label)
     top = x.amax(1, keepdim=True)
     if self.is_odd(block, top): return None
     top = None if o.softcap is not None else top.to(scratch.kind)/o.temperature
@@ -351,8 +391,8 @@ def _compiled_sums(x, out, shares, index, grad, o, h):
 def _revisit(x, index, shares, sums, h, o, grad, out):
     "The gradient of a block whose sums are known"
     scores = _scores(x, o)
-    w = (scores - sums.top).exp_()
-    _slopes(w, scores, _at_all(shares, x.shape[1], o), index, sums, h, o, grad, out)
+    w = (scores - sums.top).exp_().mul_(grad*_row_count(sums, h, o)/sums.total)
+    _slopes(w, scores, _at_all(shares, x.shape[1], o), index, h, o, grad, out)
 
 # %% ../nbs/scale/72_kernels.ipynb #9a57b508
 _neutral = _Sums(top=0., total=1., picked=0., spread=0., much=0.)
@@ -417,9 +457,17 @@ def fusible_cross_entropy(
 
 narrow = 16 # fewer classes do not fill a vector register
 
+def has_short_rows(
+    logits:Tensor, # (N, C, ...)
+    axis:int, # axis of the classes
+)->bool: # where PyTorch works on one class after the other
+    "Do few classes lie side by side?"
+    return axis == logits.ndim-1 and logits.shape[axis] < narrow
+
 def _wins(logits, labels, axis, *options, **named):
-    size = logits.numel() * share_dtype(logits).itemsize
-    return size >= 2**24 or logits.shape[axis] < narrow and size > 2**19
+    if has_short_rows(logits, axis): return logits.numel() > 2**17
+    fills = axis == logits.ndim-1 or logits.shape[axis] >= narrow//2
+    return fills and logits.numel() >= (3*2**19 if labels.shares is None else 2**22)
 
 # %% ../nbs/scale/72_kernels.ipynb #eadaf6a5
 def run_cross_entropy(
@@ -479,9 +527,9 @@ def _fusing(like):
     "Is the kernel for these numbers compiled?"
     return like.numel() >= compiled_size and may_compile()
 
-def _cut_shape(like, n, c, m):
+def _cut_shape(like, n, c, m, size=None):
     "The shape of a block, or of everything where the kernel is compiled"
-    return (n, m) if _fusing(like) else block_shape(n, c, m)
+    return (n, m) if _fusing(like) else block_shape(n, c, m, size)
 
 # %% ../nbs/scale/72_kernels.ipynb #072f2cf2
 @functools.cache
@@ -662,11 +710,11 @@ def sigmoid_focal_blocks(
 # %% ../nbs/scale/72_kernels.ipynb #5fd231b5
 def _kl(outs, grad, mu, logvar):
     x = logvar.double()
-    grown = x.exp().sub_(1)
+    rest = x.exp().sub_(x).sub_(1).to(mu.dtype).clamp_min_(0)
     if outs:
         torch.mul(mu, grad, out=outs[0])
-        outs[1].copy_(grown).mul_(grad/2)
-    return grown.sub_(x).to(mu.dtype).clamp_min_(0).addcmul_(mu, mu).mul_(.5)
+        torch.add(rest, logvar, out=outs[1]).mul_(grad/2)
+    return rest.addcmul_(mu, mu).mul_(.5)
 
 def _kl_able(mu, logvar, target_mu=None, target_logvar=None, axes=()):
     standard = target_mu is None and target_logvar is None

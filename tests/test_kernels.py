@@ -15,7 +15,7 @@ from losslab import kernels
 from losslab.bench import Alive
 from losslab.core import backend, compute, implementation
 from losslab.labels import read_labels
-from oracle import assert_unspoilt
+from oracle import assert_unspoilt, value_and_grad
 
 CLOSE = {torch.float64: dict(rtol=1e-11, atol=1e-12), torch.float32: dict(rtol=2e-5, atol=2e-6),
          torch.bfloat16: dict(rtol=1e-2, atol=1e-3), torch.float16: dict(rtol=1e-2, atol=1e-3)}
@@ -188,14 +188,17 @@ def test_focal_loss_of_classes(gamma, dtype):
 
 
 def test_where_the_kernels_serve():
-    "16 MB of logits, half a megabyte where classes are few"
-    def serves(n, c, *options, dtype=torch.float32):
-        z = torch.empty(n, c, dtype=dtype, requires_grad=True)
-        return implementation('cross_entropy', z, read_labels(torch.zeros(n, dtype=torch.long), z, 1), 1, *options).__name__ == 'cross_entropy_blocks'
+    "A million and a half logits, four million with soft labels; few where classes are few, and none of their images"
+    def serves(shape, *options, dtype=torch.float32, soft=False):
+        z = torch.empty(shape, dtype=dtype, requires_grad=True)
+        target = torch.zeros(shape) if soft else torch.zeros(shape[:1] + shape[2:], dtype=torch.long)
+        return implementation('cross_entropy', z, read_labels(target, z, 1), 1, *options).__name__ == 'cross_entropy_blocks'
     inplace = None, 0., None, 1., 0., True
-    for options in (), inplace: assert serves(2**12, 1024, *options) and not serves(2**12-1, 1024, *options)
-    assert serves(2**12, 1024, dtype=torch.bfloat16) and serves(2**11, 1024, dtype=torch.float64)
-    assert serves(2**15, 10) and not serves(2**13, 10) and not serves(2**15, 16)
+    for options in (), inplace: assert serves((1536, 1024), *options) and not serves((1535, 1024), *options)
+    for dtype in torch.bfloat16, torch.float64: assert serves((1536, 1024), dtype=dtype) and not serves((1535, 1024), dtype=dtype)
+    assert serves((2**12, 1024), soft=True) and not serves((2**12-1, 1024), soft=True)
+    assert serves((2**15, 10)) and not serves((2**13, 10)) and not serves((2**15, 16))
+    assert serves((4, 8, 256, 256)) and not serves((16, 7, 256, 256)) and not serves((2, 8, 256, 256))
     for name, size in ('kl_div', 2**16), ('binary_cross_entropy_with_logits', 2**15), ('sigmoid_focal_loss', 2**13), ('gaussian_kl', 1):
         served = [implementation(name, torch.empty(n), torch.empty(n)).__name__ for n in (size, size-1)]
         assert [o.endswith('_blocks') for o in served] == [True, False], name
@@ -528,11 +531,47 @@ def test_steps_aside():
 def test_blocks_without_labels_are_not_computed(monkeypatch):
     "A block in which nothing counts never reaches the arithmetic"
     seen, visit = [], kernels._visit
-    monkeypatch.setattr(kernels, '_visit', lambda x, *args: seen.append(len(x)) or visit(x, *args))
+    monkeypatch.setattr(kernels, '_visit', lambda x, *args, **named: seen.append(len(x)) or visit(x, *args, **named))
     z, y = torch.randn(10, 64), torch.full((10,), -100)
     y[3] = 5
     with backend('fused'): ll.cross_entropy(z, y)
-    assert seen == [1]
+    assert seen == [4], 'four rows of 64 make a block'
+
+
+RAISED = {None: 'as they are', 31.75: 'as they are', -31.75: 'as they are', 32.25: 'below top', -32.25: 'below top', 1e3: 'below top', -1e3: 'below top'}
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize('inplace', [False, True])
+@pytest.mark.parametrize('score', RAISED)
+def test_exponentials_of_scores_as_they_are(score, inplace, dtype, monkeypatch):
+    "Up to 32, around the label; the same loss and slope on both sides of the border, for sure rows too"
+    ran, below = [], kernels._raise_below_top
+    monkeypatch.setattr(kernels, '_raise_below_top', lambda *args: ran.append(1) or below(*args))
+    torch.manual_seed(0)
+    y = torch.randint(90, (12,))
+    x = torch.randn(12, 90, dtype=torch.double) + (score or 0)
+    x[torch.arange(12), y] = torch.cat([x[torch.arange(6), y[:6]], torch.full((6,), score or 20.)])
+    if score: x = x.clamp(max=score) if score > 0 else x.clamp(min=score)
+    x = x.to(dtype)
+    for options in {}, dict(z_loss=.01), dict(weight=torch.rand(90)+.1), dict(mask=y > 20):
+        def fn(x): return ll.cross_entropy(x*1, y, inplace=inplace, reduction='none', **options)
+        with backend('fused'): found = value_and_grad(fn, x)
+        with backend('reference'): exact = value_and_grad(fn, x.double())
+        close = dict(rtol=1e-2, atol=1e-6) if dtype == torch.bfloat16 else dict(rtol=4e-6, atol=8e-7)
+        for a, b in zip(found, exact): assert_close(a.double(), b, **close)
+    assert bool(ran) == (RAISED[score] == 'below top')
+
+
+@pytest.mark.parametrize('inplace', [False, True])
+@pytest.mark.parametrize('odd', [33., 54., 56., 88., 200., 1e30, torch.inf, torch.nan, -88., -104., -1e30, -torch.inf])
+def test_one_score_far_from_those_of_the_labels(odd, inplace):
+    z, y = torch.randn(9, 70, dtype=torch.double), torch.zeros(9, dtype=torch.long)
+    z[4, 3] = odd
+    def fn(z): return ll.cross_entropy(z*1, y, inplace=inplace)
+    with backend('fused'): found = value_and_grad(fn, z.float())
+    with backend('reference'): exact = value_and_grad(fn, z)
+    for a, b in zip(found, exact): assert_close(a.double(), b, rtol=4e-6, atol=1e-7, equal_nan=True)
 
 
 @pytest.mark.usefixtures('fused')
