@@ -610,7 +610,7 @@ def cut(self:_Elementwise, like, *tensors):
     n = math.prod(like.shape[:like.ndim-self.dims])
     m = like.numel() // n
     wide = [o if o is None else o.reshape(n, -1).expand(n, m) for o in tensors]
-    return cut(wide, *_cut_shape(like, n, 4, m)) # some four tensors are at hand at once
+    return cut(wide, *_cut_shape(like, n, 2, m)) # inputs, slopes and values are at hand
 
 @patch
 def leave(self:_Elementwise, into, outs, grad, *block):
@@ -709,8 +709,7 @@ def sigmoid_focal_blocks(
 
 # %% ../nbs/scale/72_kernels.ipynb #5fd231b5
 def _kl(outs, grad, mu, logvar):
-    x = logvar.double()
-    rest = x.exp().sub_(x).sub_(1).to(mu.dtype).clamp_min_(0)
+    rest = logvar.double().exp_().sub_(1).sub_(logvar).to(mu.dtype).clamp_min_(0)
     if outs:
         torch.mul(mu, grad, out=outs[0])
         torch.add(rest, logvar, out=outs[1]).mul_(grad/2)

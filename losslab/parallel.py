@@ -28,7 +28,7 @@ from .core import (Loss, LossParts, Reduction, check_elementwise, check_range,
                           readable, reduce_elements, weigh)
 from .logits import tempered
 from .labels import (Labels, along, class_axis, element_shape, ignored_labels,
-                            is_dense, read_labels)
+                            is_dense, not_ignored, read_labels)
 from .categorical import by_class, cross_entropy, read_class_weight, softcapped
 
 # %% ../nbs/scale/73_parallel.ipynb #5c926606
@@ -158,14 +158,6 @@ def _meet(z, same, axis, group):
     if peek(n) is not None: start, n = peek(start), peek(n)
     return _Meeting(found[0], start, n, None if same is None else found[1] != -found[2])
 
-# %% ../nbs/scale/73_parallel.ipynb #ed03f204
-def _counting(target, ignored, mask):
-    "Which elements count; None if all do"
-    for o in ignored:
-        differ = target != o
-        mask = differ if mask is None else mask & differ
-    return mask
-
 # %% ../nbs/scale/73_parallel.ipynb #399a430d
 def _check_range(labels, met, z, axis):
     "Labels that are safe to gather with; what is out of range is reported or marked"
@@ -202,7 +194,7 @@ def _read_shard_shares(target, z, axis, ignored, mask, group):
     seen = [o.any(axis).to(z.dtype) for o in (wrong, some, some & along(kept, z, axis))]
     seen = sum_shards(torch.stack([*seen, shares.detach().sum(axis)]), group)
     wrong, some, elsewhere, total = seen.unbind()
-    if ignored: mask = _counting(((elsewhere == 0) & (some > 0)).long(), (1,), mask)
+    if ignored: mask = not_ignored(((elsewhere == 0) & (some > 0)).long(), (1,), mask)
     broken = (wrong > 0) if floating else (wrong > 0) | (total != 1)
     if mask is not None: broken, shares = broken & mask, keep(shares, mask.unsqueeze(axis))
     return Labels(None, shares, mask, _report(broken))
@@ -215,7 +207,7 @@ def _read_shard(z, target, axis, sample_weight, mask, ignore_index, group):
     z, ignored = full_precision(z), ignored_labels(ignore_index)
     if is_dense(target, z, axis):
         labels = _read_shard_shares(target, z, axis, ignored, mask, group)
-    else: labels = Labels(target, None, _counting(target, ignored, mask), None)
+    else: labels = Labels(target, None, not_ignored(target, ignored, mask), None)
     if labels.mask is not None: z = keep(z, labels.mask.unsqueeze(axis))
     if sample_weight is None: return z, labels, None
     sample_weight = keep(sample_weight.to(z.dtype), labels.mask)
