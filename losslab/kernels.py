@@ -371,7 +371,7 @@ def sums_of(self:CrossEntropyKernel, block, scratch):
     o, h = self.options, 0. if index is None else _at_index(index, self.options)
     if _fusing(x): return _compiled_sums(x, out, shares, index, grad, o, h)
     w = scratch(x) if out is None or out.dtype != scratch.kind else out
-    near = label is not None and (x is not out or x.amax()/o.temperature < 32)
+    near = label is not None and (x is not out or x.amax() < 32)
     if near or x is not out: return _visit(x, index, shares, h, o, w, grad, out, label=label)
     top = x.amax(1, keepdim=True)
     if self.is_odd(block, top): return None

@@ -563,15 +563,28 @@ def test_exponentials_of_scores_as_they_are(score, inplace, dtype, monkeypatch):
     assert bool(ran) == (RAISED[score] == 'below top')
 
 
+@pytest.mark.parametrize('temperature', [1., .25])
 @pytest.mark.parametrize('inplace', [False, True])
-@pytest.mark.parametrize('odd', [33., 54., 56., 88., 200., 1e30, torch.inf, torch.nan, -88., -104., -1e30, -torch.inf])
-def test_one_score_far_from_those_of_the_labels(odd, inplace):
+@pytest.mark.parametrize('odd', [33., 54., 56., 80., 88., 200., 1e30, torch.inf, torch.nan, -88., -104., -1e30, -torch.inf])
+def test_one_score_far_from_those_of_the_labels(odd, inplace, temperature):
+    "A small slope of a large exponential keeps its digits, too"
     z, y = torch.randn(9, 70, dtype=torch.double), torch.zeros(9, dtype=torch.long)
     z[4, 3] = odd
-    def fn(z): return ll.cross_entropy(z*1, y, inplace=inplace)
+    def fn(z): return ll.cross_entropy(z*temperature, y, inplace=inplace, normalizer=1e6, temperature=temperature)
     with backend('fused'): found = value_and_grad(fn, z.float())
     with backend('reference'): exact = value_and_grad(fn, z)
-    for a, b in zip(found, exact): assert_close(a.double(), b, rtol=4e-6, atol=1e-7, equal_nan=True)
+    for a, b in zip(found, exact): assert_close(a.double(), b, rtol=4e-6, atol=1e-12, equal_nan=True)
+
+
+def test_a_masked_label_is_near(monkeypatch):
+    ran, below = [], kernels._raise_below_top
+    monkeypatch.setattr(kernels, '_raise_below_top', lambda *args: ran.append(1) or below(*args))
+    z, y = torch.randn(40, 64), torch.zeros(40, dtype=torch.long)
+    z[1, 0] = 1e4
+    for mask, blocks in (None, 40), (torch.arange(40) != 1, 1):
+        ran.clear()
+        with backend('fused'): ll.cross_entropy(z, y, mask=mask)
+        assert len(ran) == blocks, 'of one row, and of four'
 
 
 @pytest.mark.usefixtures('fused')
