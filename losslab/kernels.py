@@ -222,6 +222,8 @@ def _raise_below_top(scores, index, a, w, top):
     return w, total, _Sums(top, total, picked, spread, much)
 
 # %% ../nbs/scale/72_kernels.ipynb #c6ec662f
+_near = 32. # e to this power, and one through it, leave room for sums
+
 def _raise_as_they_are(scores, label, w):
     "The same for `e^z` itself; None where that is no ordinary number"
     if label is None: return None
@@ -312,7 +314,7 @@ def cut(self:CrossEntropyKernel, logits, out, label, *rows):
     index, shares, mask, _ = self.labels
     wide = [o if o is None else o.reshape(n, c, m) for o in (logits, out, shares)]
     rows = [o if o is None else o.reshape(n, 1, m) for o in (index, mask, label, *rows)]
-    size = 4*block_size if lean else None # nothing lies beside logits and gradient
+    size = 4*block_size if lean else block_size # nothing lies beside logits and gradient
     for x, o, *other in cut((*wide, *rows), *_cut_shape(logits, n, c, m, size)):
         yield _Block(x, x if out is logits else o, *other[:5]), other[5:]
 
@@ -324,7 +326,7 @@ def near_labels(self:CrossEntropyKernel, logits):
     if index is None or self.options.label_smoothing or _fusing(logits): return None
     label = logits.gather(self.axis, index.unsqueeze(self.axis)).squeeze(self.axis)
     label = keep(_scores(label, self.options).to(share_dtype(logits)), mask)
-    return label if label.abs().amax() < 32 else None
+    return label if label.abs().amax() < _near else None
 
 # %% ../nbs/scale/72_kernels.ipynb #22c02a71
 @patch
@@ -371,7 +373,7 @@ def sums_of(self:CrossEntropyKernel, block, scratch):
     o, h = self.options, 0. if index is None else _at_index(index, self.options)
     if _fusing(x): return _compiled_sums(x, out, shares, index, grad, o, h)
     w = scratch(x) if out is None or out.dtype != scratch.kind else out
-    near = label is not None and (x is not out or x.amax() < 32)
+    near = label is not None and (x is not out or x.amax() < _near)
     if near or x is not out: return _visit(x, index, shares, h, o, w, grad, out, label=label)
     top = x.amax(1, keepdim=True)
     if self.is_odd(block, top): return None
