@@ -612,7 +612,7 @@ def cut(self:_Elementwise, like, *tensors):
     n = math.prod(like.shape[:like.ndim-self.dims])
     m = like.numel() // n
     wide = [o if o is None else o.reshape(n, -1).expand(n, m) for o in tensors]
-    return cut(wide, *_cut_shape(like, n, 2, m)) # inputs, slopes and values are at hand
+    return cut(wide, *_cut_shape(like, n, 2, m)) # half as many, of which several tensors are made
 
 @patch
 def leave(self:_Elementwise, into, outs, grad, *block):
@@ -711,11 +711,11 @@ def sigmoid_focal_blocks(
 
 # %% ../nbs/scale/72_kernels.ipynb #5fd231b5
 def _kl(outs, grad, mu, logvar):
-    rest = logvar.double().exp_().sub_(1).sub_(logvar).to(mu.dtype).clamp_min_(0)
+    grown = logvar.double().exp_().sub_(1)
     if outs:
         torch.mul(mu, grad, out=outs[0])
-        torch.add(rest, logvar, out=outs[1]).mul_(grad/2)
-    return rest.addcmul_(mu, mu).mul_(.5)
+        outs[1].copy_(grown).mul_(grad/2)
+    return grown.sub_(logvar).to(mu.dtype).clamp_min_(0).addcmul_(mu, mu).mul_(.5)
 
 def _kl_able(mu, logvar, target_mu=None, target_logvar=None, axes=()):
     standard = target_mu is None and target_logvar is None

@@ -587,6 +587,15 @@ def test_a_masked_label_is_near(monkeypatch):
         assert len(ran) == blocks, 'of one row, and of four'
 
 
+@pytest.mark.parametrize('logvar', [-1e30, -1e8, -1e3, -30., -1e-3, -1e-6, 0., 1e-6, 1e-3, 30., 87.9, 89., 200., 1e30])
+def test_variances_that_are_extreme(logvar):
+    "The slope keeps its digits where the value has none left for it, and the other way round"
+    mu, x = torch.zeros(6, 9), torch.full((6, 9), logvar)
+    with backend('fused'): found = value_and_grad(ll.gaussian_kl_loss, mu, x)
+    with backend('reference'): exact = value_and_grad(ll.gaussian_kl_loss, mu, x)
+    for a, b in zip(found, exact): assert_close(a, b, rtol=1e-5 if abs(logvar) > 1e-5 else 1e-3, atol=0)
+
+
 @pytest.mark.usefixtures('fused')
 def test_misuse_of_in_place():
     leaf, y = torch.randn(4, 33, requires_grad=True), torch.randint(33, (4,))
