@@ -597,6 +597,25 @@ def test_variances_that_are_extreme(logvar):
 
 
 @pytest.mark.usefixtures('fused')
+@pytest.mark.parametrize('reduction', ['none', 'sum'])
+def test_no_gradient_is_an_input(reduction):
+    "What is scaled in place later must not be the logits, the labels, or what came back"
+    z, y, p = torch.randn(9, 70), torch.randint(70, (9,)), torch.rand(9, 70)
+    for fn, *inputs in (
+            (lambda z: ll.cross_entropy(z, y, reduction=reduction), z), (lambda z: ll.focal_loss(z, y, reduction=reduction), z),
+            (lambda z: ll.binary_cross_entropy_with_logits(z, p, reduction=reduction), z),
+            (lambda z: ll.sigmoid_focal_loss(z, p, reduction=reduction), z),
+            (lambda mu, x: ll.gaussian_kl_loss(mu, x, reduction=reduction), z, p),
+            (lambda x: ll.kl_div(x, p, reduction=reduction), z.log_softmax(1))):
+        leaves = [o.clone().requires_grad_() for o in inputs]
+        loss = fn(*leaves)
+        back = torch.ones_like(loss)
+        found = torch.autograd.grad(loss, leaves, back)
+        places = [o.data_ptr() for o in (*found, *leaves, back, p, y)]
+        assert len({*places}) == len(places)
+
+
+@pytest.mark.usefixtures('fused')
 def test_misuse_of_in_place():
     leaf, y = torch.randn(4, 33, requires_grad=True), torch.randint(33, (4,))
     with pytest.raises(ValueError, match='logits is a leaf'): ll.cross_entropy(leaf, y, inplace=True)
